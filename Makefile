@@ -1,0 +1,37 @@
+# Every target sets up .venv by itself; plain pip, nothing else to install first.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+# torch comes first and by its exact version: a range would fetch gigabytes of CUDA libraries where
+# a CPU build would do.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[ray,dev]"
+	touch $(STAMP)
+
+demo: setup
+	rm -rf outputs/demo
+	$(BIN)/foedus simulate output_dir=outputs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""A site: contracts in, a guarded adapter update out."""

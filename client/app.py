@@ -1,0 +1,69 @@
+"""The Flower ClientApp: receives a message, finds its site, returns the guarded answer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.rounds import UNKNOWN_RUN, answer
+from client.site import Site
+from protocol.errors import FoedusError
+from protocol.messages import Kind, Reply
+from protocol.reasons import RefusalReason
+
+log = logging.getLogger("foedus.client")
+
+SITE_CONFIG_KEY = "site-config"
+
+
+def make_app(find_site: Callable[[Context], Site]) -> ClientApp:
+    """A ClientApp over whatever way there is to tell which site a message is for."""
+    app = ClientApp()
+
+    def respond(message: Message, context: Context, kind: Kind) -> Message:
+        try:
+            site = find_site(context)
+        except FoedusError as error:
+            # Raised further, Flower would send the text, with this machine's paths, to the server.
+            log.error("This node has no usable site configuration: %s", error)
+            refusal = Reply(UNKNOWN_RUN, 0, RefusalReason.INTERNAL)
+            return Message(refusal.to_content(), reply_to=message)
+        return Message(answer(site, message.content, kind), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return respond(message, context, "train")
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return respond(message, context, "evaluate")
+
+    return app
+
+
+def site_from_node_config(context: Context) -> Site:
+    """The site whose site.yaml the SuperNode was started with.
+
+    Errors: FoedusError telling how to start the SuperNode.
+    """
+    path = context.node_config.get(SITE_CONFIG_KEY)
+    if not isinstance(path, str):
+        raise FoedusError(
+            f"Expected {SITE_CONFIG_KEY} in the node configuration, got none. Start the SuperNode "
+            f"with --node-config '{SITE_CONFIG_KEY}=\"/path/to/site.yaml\"'."
+        )
+    return load_site(Path(path))
+
+
+@functools.lru_cache(maxsize=256)
+def load_site(path: Path) -> Site:
+    """The one Site object of a site.yaml in this process."""
+    return Site.from_file(path)
+
+
+app = make_app(site_from_node_config)

@@ -1,0 +1,73 @@
+"""The egress guard: the last thing a reply passes, and the only way out of a site.
+
+It reads the finished reply as the coordinator will, by the agreed schema, and refuses anything that
+is not an agreed tensor or an agreed number. Then it writes the receipt; only then may the reply go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from flwr.app import RecordDict
+
+from client.receipts import ReceiptLog
+from protocol.adapter import l2_norm
+from protocol.errors import Refusal, WireError
+from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, ExpectedReply, Reply
+from protocol.reasons import RefusalReason, RejectionReason
+
+
+class EgressGuard:
+    """Checks and records replies to one request."""
+
+    def __init__(self, expected: ExpectedReply, norm_bound_l2: float, receipts: ReceiptLog) -> None:
+        self._expected = expected
+        self._norm_bound_l2 = norm_bound_l2
+        self._receipts = receipts
+
+    def release(self, reply: Reply) -> RecordDict:
+        """The records that may leave. A reply that breaks the agreement becomes a refusal."""
+        try:
+            content = reply.to_content()
+            self._check(content, reply)
+        except Refusal as refusal:
+            reply = Reply(self._expected.run_id, self._expected.round, refusal.code)
+            content = reply.to_content()
+        digest, num_bytes = content_digest(content)
+        self._receipts.append(
+            kind=self._expected.kind,
+            run_id=reply.run_id,
+            round_=reply.round,
+            status=reply.status,
+            digest=digest,
+            num_bytes=num_bytes,
+        )
+        return content
+
+    def _check(self, content: RecordDict, reply: Reply) -> None:
+        try:
+            parsed = self._expected.parse(content)
+        except WireError as error:
+            if error.code == RejectionReason.REFUSED_BY_SITE and not reply.update:
+                return
+            raise Refusal(RefusalReason.EGRESS, f"Not agreed: {error}") from error
+        norm = l2_norm(parsed.update)
+        if not norm <= self._norm_bound_l2:
+            raise Refusal(
+                RefusalReason.EGRESS,
+                f"Expected an update of norm at most {self._norm_bound_l2}, got {norm}.",
+            )
+
+
+def content_digest(content: RecordDict) -> tuple[str, int]:
+    """(SHA-256 over everything in the reply in a fixed order, bytes of tensors and numbers)."""
+    total, num_bytes = hashlib.sha256(), 0
+    for key in (CONFIG, METRICS):
+        for name, value in sorted(dict(content[key]).items()):
+            total.update(f"{key}.{name}={value!r}\n".encode())
+            num_bytes += 8
+    if ARRAYS in content:
+        data = content.array_records[ARRAYS][FLAT].data
+        total.update(data)
+        num_bytes += len(data)
+    return total.hexdigest(), num_bytes

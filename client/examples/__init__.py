@@ -1,0 +1,1 @@
+"""From contracts to what a model learns from."""

@@ -1,0 +1,163 @@
+"""What a site does with one request: check it, train or evaluate, hand over a guarded reply."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from client.egress import EgressGuard
+from client.personal import PersonalFactors
+from client.site import Site
+from client.training.loop import train
+from client.update import plain_update_steps, run_steps
+from models.adapted import AdaptedModel, adapted_model
+from models.evaluation import evaluate
+from protocol.adapter import AdapterState, FloatArray, factor_of, l2_norm, subset_layout
+from protocol.errors import Refusal, WireError
+from protocol.initial import derive_seed, initial_tensors
+from protocol.messages import ExpectedReply, Kind, Reply, Request
+from protocol.methods import (
+    METHODS,
+    downloaded_factors,
+    personal_factors,
+    trained_factors,
+    uploaded_factors,
+)
+from protocol.reasons import RefusalReason
+
+log = logging.getLogger("foedus.client")
+
+UNKNOWN_RUN = "0" * 32
+
+
+def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
+    """The reply to any request, however broken; never raises on what came in.
+
+    A failure travels as a reason code. Its text stays in the site's log, and of an unforeseen
+    exception only type and place are logged: its message might quote a contract.
+    """
+    request: Request | None = None
+    layout: dict[str, tuple[int, ...]] = {}
+    try:
+        request = Request.from_content(content, kind)
+        adapted = adapted_model(request.settings)
+        if kind == "train":
+            uploaded = uploaded_factors(request.settings.federation.method, request.round)
+            layout = subset_layout(adapted.layout, uploaded)
+        reply = _work(site, adapted, request)
+    except (Refusal, WireError) as error:
+        log.warning("Refused a %s request (%s): %s", kind, error.code, error)
+        reply = _refusal(request, error.code)
+    except Exception as error:
+        log.error("Failed on a %s request: %s", kind, _place(error))
+        reply = _refusal(request, RefusalReason.INTERNAL)
+    bound = request.settings.federation.update_norm_bound if request else 0.0
+    expected = ExpectedReply(kind, reply.run_id, reply.round, layout)
+    return EgressGuard(expected, bound, site.receipts).release(reply)
+
+
+def _work(site: Site, adapted: AdaptedModel, request: Request) -> Reply:
+    state = assemble(site, adapted, request)
+    if request.kind == "evaluate":
+        return _evaluate(site, request, state)
+    return _train(site, adapted, request, state)
+
+
+def assemble(site: Site, adapted: AdaptedModel, request: Request) -> AdapterState:
+    """The full adapter a request speaks of: what came, what is seeded, what this site keeps.
+
+    Errors: Refusal where base model or layout differ from what this site holds.
+    """
+    run, method = request.settings, request.settings.federation.method
+    if request.state.base_digest != adapted.base.digest:
+        raise Refusal(
+            RefusalReason.BASE_MODEL_DIFFERS,
+            f"Expected base model {adapted.base.digest[:12]}…, the request names "
+            f"{request.state.base_digest[:12]}…. Install the model the consortium agreed on.",
+        )
+    expected = subset_layout(adapted.layout, downloaded_factors(method))
+    if request.state.layout != expected:
+        raise Refusal(
+            RefusalReason.WRONG_LAYOUT,
+            f"Expected {len(expected)} tensors as this site's adapter has them, "
+            f"got {len(request.state.layout)} of another layout.",
+        )
+    tensors: dict[str, FloatArray] = {}
+    if METHODS[method].seeded or personal_factors(method):
+        tensors.update(initial_tensors(adapted.layout, run.federation.seed))
+    if personal_factors(method):
+        last_round = request.round - 1 if request.kind == "train" else request.round
+        tensors.update(PersonalFactors(site.state_folder, request.run_id).after(last_round))
+    tensors.update(request.state.tensors)
+    return request.state.replace_tensors(tensors)
+
+
+def _train(site: Site, adapted: AdaptedModel, request: Request, state: AdapterState) -> Reply:
+    run, round_ = request.settings, request.round
+    method = run.federation.method
+    adapted.load(state.tensors)
+    result = train(
+        adapted,
+        run,
+        site.tokenised(run, "train"),
+        trained_factors(method, round_),
+        round_,
+        derive_seed(run.federation.seed, "train", site.settings.name, round_),
+        on_step=_log_steps(site.settings.name),
+    )
+    kept = personal_factors(method)
+    if kept:
+        PersonalFactors(site.state_folder, request.run_id).save(round_, adapted.tensors(kept))
+    uploaded = uploaded_factors(method, round_)
+    received = {n: t for n, t in state.tensors.items() if factor_of(n) in uploaded}
+    steps = plain_update_steps(received, run.federation.update_norm_bound)
+    update = run_steps(steps, adapted.tensors(uploaded))
+    log.info(
+        "Round %d: trained %d steps on %d examples, loss %.3f; %s; update norm %.3f",
+        round_,
+        result.num_steps,
+        result.num_examples,
+        result.train_loss,
+        " -> ".join(step.name for step in steps),
+        l2_norm(update),
+    )
+    metrics = {
+        "num_examples": result.num_examples,
+        "num_steps": result.num_steps,
+        "train_loss": result.train_loss,
+        "train_seconds": result.train_seconds,
+    }
+    return Reply(request.run_id, round_, "ok", metrics, update)
+
+
+def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
+    examples = site.tokenised(request.settings, "held_out")
+    if not examples:
+        raise Refusal(RefusalReason.NO_DATA, "Expected held-out examples, got none.")
+    scores = evaluate(request.settings, state, examples)
+    return Reply(request.run_id, request.round, "ok", scores.as_metrics())
+
+
+def _refusal(request: Request | None, code: str) -> Reply:
+    if request is None:
+        return Reply(UNKNOWN_RUN, 0, code)
+    return Reply(request.run_id, request.round, code)
+
+
+def _log_steps(site_name: str) -> Callable[[int, int], None]:
+    def on_step(done: int, planned: int) -> None:
+        if done == planned or done % 50 == 0:
+            log.debug("%s: step %d of %d", site_name, done, planned)
+
+    return on_step
+
+
+def _place(error: Exception) -> str:
+    """Type and code location of an exception, without its message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    return f"{type(error).__name__} at {where}"

@@ -1,0 +1,94 @@
+"""A site: where its contracts lie, what it keeps, and its examples, read once per process."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from client.contracts import ReadResult, read_contracts
+from client.examples.build import SiteExamples, build_examples
+from client.receipts import ReceiptLog
+from models.evaluation import tokenise
+from models.tokens import Tokenised
+from protocol.codec import decode, setting
+from protocol.errors import FoedusError
+from protocol.settings import RunSettings
+
+log = logging.getLogger("foedus.client")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What the firm decides and nobody else sees. Relative folders start at the file's folder."""
+
+    name: str = setting(doc="shown in this site's own logs; never sent")
+    contracts: str = setting(doc="folder of contracts to learn from")
+    state: str = setting(doc="folder for receipts and factors that stay here")
+    held_out: str = setting("", doc="folder of contracts to evaluate on; empty = split off")
+    held_out_fraction: float = setting(
+        0.2, minimum=0.0, maximum=0.9, doc="share of matters kept from training"
+    )
+    excluded_matters: tuple[str, ...] = setting((), doc="matters that are never read")
+
+
+class Site:
+    """One firm's node: settings, contracts and receipts. Examples are read on first use."""
+
+    def __init__(self, settings: SiteSettings, folder: Path) -> None:
+        self.settings = settings
+        self.contracts_folder = folder / settings.contracts
+        self.held_out_folder = folder / settings.held_out if settings.held_out else None
+        self.state_folder = folder / settings.state
+        self.receipts = ReceiptLog(self.state_folder / "receipts.jsonl")
+        self._examples: dict[str, SiteExamples] = {}
+        self._tokenised: dict[tuple[RunSettings, str], list[Tokenised]] = {}
+
+    @classmethod
+    def from_file(cls, path: Path) -> Site:
+        """Read a site.yaml.
+
+        Errors: SettingsError with everything wrong in it; FoedusError where there is no file.
+        """
+        if not path.is_file():
+            raise FoedusError(f"Expected a site configuration at {path}, got no file.")
+        loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return cls(decode(SiteSettings, loaded, str(path)), path.parent)
+
+    def examples(self, kind: str) -> SiteExamples:
+        """The site's examples for a task; what could not be used is logged by count."""
+        if kind not in self._examples:
+            self._examples[kind] = self._read(kind)
+        return self._examples[kind]
+
+    def tokenised(self, run: RunSettings, part: str) -> list[Tokenised]:
+        """Token ids of the "train" or "held_out" examples, kept for the run's later rounds."""
+        key = (run, part)
+        if key not in self._tokenised:
+            examples = self.examples(run.task.kind)
+            chosen = examples.train if part == "train" else examples.held_out
+            self._tokenised[key] = tokenise(run, chosen)
+        return self._tokenised[key]
+
+    def _read(self, kind: str) -> SiteExamples:
+        read = self._read_folder(self.contracts_folder)
+        if self.held_out_folder is None:
+            return build_examples(read.contracts, kind, self.settings.held_out_fraction)
+        train = build_examples(read.contracts, kind, held_out_fraction=0.0)
+        held_out = build_examples(
+            self._read_folder(self.held_out_folder).contracts, kind, held_out_fraction=0.0
+        )
+        unused = Counter(train.unused) + Counter(held_out.unused)
+        return SiteExamples(train.train, held_out.train, dict(unused))
+
+    def _read_folder(self, folder: Path) -> ReadResult:
+        read = read_contracts(folder, excluded_matters=self.settings.excluded_matters)
+        for broken in read.unreadable:
+            log.warning("Skipped %s: %s", broken.source, broken.reason)
+        for reason, count in read.excluded.items():
+            log.info("Left out %d contracts: %s", count, reason)
+        return read

@@ -1,0 +1,1 @@
+"""The Hydra configuration: one commented file for each choice."""

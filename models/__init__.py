@@ -1,0 +1,1 @@
+"""Base models, LoRA attachment, tokenising and evaluation."""

@@ -1,0 +1,220 @@
+"""Base models: found, verified by digest, loaded once per process and kept.
+
+A run names one base model; every site proves by digest that it holds the same weights before a
+single gradient is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from models.presets import PRESETS
+from protocol.errors import FoedusError
+from protocol.settings import ModelSettings, TaskSettings
+
+# Regularising noise of pre-training. Off here: with a few hundred examples and a low-rank adapter
+# it costs time on CPU and, drawn from a global generator, would tie results to unrelated draws.
+_DROPOUT_FIELDS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "hidden_dropout",
+    "dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "classifier_dropout",
+)
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base model.
+
+    `fresh_modules`: modules the checkpoint has no weights for, that is: the new head. Their initial
+    values differ from process to process, so they must be part of what is trained and agreed.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    fresh_modules: tuple[str, ...]
+
+
+def find_model_folder(model: ModelSettings) -> Path:
+    """The folder with the model's files: embedded, local, or from the Hub's cache or network.
+
+    Errors: FoedusError saying where was looked and what to install or set.
+    """
+    preset = PRESETS.get(model.id)
+    if preset is not None:
+        folder = preset.embedded_folder()
+        if folder is None or not folder.is_dir():
+            raise FoedusError(
+                f"Expected the embedded model '{model.id}' in the package "
+                f"{preset.package.partition(':')[0]}, got none. Run `make setup`."
+            )
+        return folder
+    local = Path(model.id).expanduser()
+    if local.is_dir():
+        return local
+    return _fetch_from_hub(model)
+
+
+def _fetch_from_hub(model: ModelSettings) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                model.id, revision=model.revision or None, allow_patterns=_HUB_PATTERNS
+            )
+        )
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FoedusError(
+            f"Model '{model.id}' is no embedded name ({', '.join(PRESETS)}), no local folder, and "
+            f"the Hub did not give it: {type(error).__name__}. Set model.id to a folder, or fill "
+            "the Hugging Face cache where there is a network."
+        ) from error
+
+
+def public_name(model: ModelSettings) -> str:
+    """The name under which a reader of a released adapter finds the base model."""
+    preset = PRESETS.get(model.id)
+    return preset.public_name if preset else model.id
+
+
+@functools.lru_cache(maxsize=8)
+def model_digest(folder: Path) -> str:
+    """SHA-256 over the files that decide what the model computes: weights, config, tokenizer.
+
+    Errors: FoedusError where there are no safetensors: other formats can run code when loaded.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FoedusError(
+            f"Expected *.safetensors in {folder}, got none. Convert the model's weights first; "
+            "pickled weights are not loaded."
+        )
+    named = [
+        folder / name for name in ("config.json", "tokenizer.json") if (folder / name).exists()
+    ]
+    total = hashlib.sha256()
+    for path in sorted([*weights, *named]):
+        total.update(f"{path.name}\x1f{_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _verify_embedded(model: ModelSettings, folder: Path) -> None:
+    preset = PRESETS.get(model.id)
+    if preset is None or not preset.weights_sha256:
+        return
+    found = _sha256(folder / "model.safetensors")
+    if found != preset.weights_sha256:
+        raise FoedusError(
+            f"Expected sha256 {preset.weights_sha256} for the embedded model '{model.id}', "
+            f"got {found}. Its package was changed: reinstall it before training on it."
+        )
+
+
+def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
+    """Load the base model for a task.
+
+    Not cached here: attaching an adapter rewrites the network in place, so what is kept for the
+    life of the process is the adapted model (models.adapted).
+    Errors: FoedusError where the model is missing, altered, or asks for hardware that is not here.
+    """
+    folder = find_model_folder(model)
+    _verify_embedded(model, folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = _dtype(model, device)
+    config = AutoConfig.from_pretrained(folder)
+    for name in _DROPOUT_FIELDS:
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
+    arguments: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        **_quantisation(model, device),
+    }
+    # The library's own report of missing head weights would alarm: they are expected, see
+    # `fresh_modules`.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if task.kind == "classify":
+        config.num_labels = len(task.labels)
+        config.pad_token_id = tokenizer.pad_token_id
+        network, info = AutoModelForSequenceClassification.from_pretrained(folder, **arguments)
+    else:
+        network, info = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    if model.quantisation == "none":
+        network.to(device)
+    network.requires_grad_(False)
+    fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    return BaseModel(network, tokenizer, model_digest(folder), device, dtype, tuple(fresh))
+
+
+def _dtype(model: ModelSettings, device: torch.device) -> torch.dtype:
+    if model.precision == "bfloat16":
+        return torch.bfloat16
+    if model.precision == "auto" and has_fast_bfloat16(device):
+        return torch.bfloat16
+    return torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True where the hardware multiplies bfloat16 itself; elsewhere it is emulated and slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return capabilities == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _quantisation(model: ModelSettings, device: torch.device) -> dict[str, Any]:
+    if model.quantisation == "none":
+        return {}
+    if device.type != "cuda":
+        raise FoedusError(
+            f"model.quantisation={model.quantisation} expects a CUDA device, got none. "
+            "Set model.quantisation=none."
+        )
+    from transformers import BitsAndBytesConfig
+
+    if model.quantisation == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": four_bit, "device_map": {"": 0}}

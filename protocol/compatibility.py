@@ -1,0 +1,118 @@
+"""Combinations of settings that must not run together, refused before the first round.
+
+Each would run and quietly give other numbers than its name promises. The table is the only place
+that knows them; `docs/compatibility.md` is printed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocol.errors import SettingsError
+from protocol.methods import METHODS
+from protocol.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One forbidden combination: the two settings it names, why, and what to choose instead."""
+
+    first: str
+    second: str
+    why: str
+    instead: str
+    broken_by: Callable[[RunSettings], bool]
+
+    @property
+    def sentence(self) -> str:
+        """The rule as it is shown to the person who has to change a setting."""
+        return f"{self.first} with {self.second}: {self.why} Instead: {self.instead}"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "federation.aggregator",
+        "federation.method=fedsvd or fedsa",
+        "a stock Flower strategy averages tensors and knows neither the SVD refactoring nor "
+        "factors that stay at a site.",
+        "federation.method=ffa, rolora or fedit, or no aggregator.",
+        lambda run: (
+            bool(run.federation.aggregator) and run.federation.method in {"fedsvd", "fedsa"}
+        ),
+    ),
+    Rule(
+        "federation.aggregator",
+        "federation.server_optimizer",
+        "both would step on the same mean update.",
+        "server_optimizer=none, or one of Flower's own optimising strategies as the aggregator.",
+        lambda run: bool(run.federation.aggregator) and run.federation.server_optimizer != "none",
+    ),
+    Rule(
+        "federation.method=rolora",
+        "federation.rounds=1",
+        "A is trained in even rounds only, so it would never be trained.",
+        "at least 2 rounds, or federation.method=ffa.",
+        lambda run: run.federation.method == "rolora" and run.federation.rounds < 2,
+    ),
+    Rule(
+        "federation.quorum",
+        "federation.min_cohort",
+        "a quorum above the smallest cohort may never be met, and every round would be abandoned.",
+        "quorum <= min_cohort.",
+        lambda run: run.federation.quorum > run.federation.min_cohort,
+    ),
+    Rule(
+        "task.kind=instruct",
+        "model.pooling=mean",
+        "pooling is how a classification head reads the base model; a causal model has none.",
+        "model.pooling=native.",
+        lambda run: run.task.kind == "instruct" and run.model.pooling == "mean",
+    ),
+    Rule(
+        "task.kind=classify",
+        "task.packing=true",
+        "packed clauses would attend to each other and share one label.",
+        "task.packing=false; examples are grouped by length anyway.",
+        lambda run: run.task.kind == "classify" and run.task.packing,
+    ),
+    Rule(
+        "task.kind=classify",
+        "fewer than two task.labels",
+        "sites would build heads of different shapes, or of one class.",
+        "the agreed label list, the same at every site.",
+        lambda run: run.task.kind == "classify" and len(set(run.task.labels)) < 2,
+    ),
+    Rule(
+        "task.kind=instruct",
+        "task.labels",
+        "labels belong to classification and would be ignored.",
+        "no labels, or task.kind=classify.",
+        lambda run: run.task.kind == "instruct" and bool(run.task.labels),
+    ),
+)
+
+
+def check_compatibility(run: RunSettings, where: str) -> None:
+    """Errors: SettingsError with one sentence for every broken rule."""
+    broken = [rule.sentence for rule in RULES if rule.broken_by(run)]
+    if broken:
+        raise SettingsError(where, broken)
+
+
+def compatibility_markdown() -> str:
+    """The methods and the rules as two Markdown tables, for the documentation."""
+    lines = ["| method | trains in odd / even rounds | uploads | stays at the site | exact |"]
+    lines.append("|---|---|---|---|---|")
+    for name, traits in METHODS.items():
+        odd, even = (", ".join(sorted(f)) for f in (traits.odd, traits.even))
+        sent = ", ".join(sorted(traits.odd - traits.personal))
+        trained = odd if odd == even else f"{odd} / {even}"
+        kept = ", ".join(sorted(traits.personal)) or "nothing"
+        lines.append(
+            f"| `{name}` ({traits.title}, {traits.source}) | {trained} | {sent} | {kept} | "
+            f"{'yes' if traits.exact else 'no'} |"
+        )
+    lines += ["", "| refused together | | why | instead |", "|---|---|---|---|"]
+    lines += [f"| `{r.first}` | `{r.second}` | {r.why} | {r.instead} |" for r in RULES]
+    return "\n".join(lines) + "\n"

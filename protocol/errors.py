@@ -1,0 +1,43 @@
+"""Errors: each says what was expected, what came, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FoedusError(Exception):
+    """Anything foedus refuses. The message is written for the person who has to act on it."""
+
+
+class SettingsError(FoedusError):
+    """One or more settings are wrong; all of them are listed at once.
+
+    `problems` holds one sentence per setting.
+    """
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{len(self.problems)} {noun} in {where}:\n{lines}")
+
+
+class WireError(FoedusError):
+    """A message does not follow the agreed schema.
+
+    `code` is one of the protocol's reason codes; it alone may travel. The text stays where it was
+    raised, because it may quote what came.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class Refusal(FoedusError):
+    """A site declines a request. `code` travels to the coordinator; the text stays at the site."""
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        super().__init__(text)

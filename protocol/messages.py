@@ -1,0 +1,303 @@
+"""The messages of a round, versioned, as Flower records; unknown keys are refused.
+
+A request carries settings, the adapter's layout in words and its values in one flat array. A reply
+carries numbers, one hex digest and a status word from a closed list: there is no field in which a
+piece of a document could travel.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from protocol.adapter import AdapterState, FloatArray, Layout, layout_digest, pack, unpack
+from protocol.codec import decode, encode, flatten, unflatten
+from protocol.errors import SettingsError, WireError
+from protocol.reasons import RefusalReason, RejectionReason
+from protocol.settings import RunSettings
+
+PROTOCOL_VERSION = 1
+MAX_ADAPTER_BYTES = 2**31
+
+ARRAYS, CONFIG, METRICS, FLAT = "arrays", "config", "metrics", "adapter"
+
+TRAIN_METRICS = frozenset({"num_examples", "num_steps", "train_loss", "train_seconds"})
+EVALUATE_METRICS = frozenset({"num_examples", "loss", "accuracy", "macro_f1"})
+REQUIRED_METRICS = frozenset({"num_examples"})
+
+# Flower's stock loop adds this key to every request; it repeats our own round.
+_FLOWER_ROUND = "server-round"
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SHAPE = re.compile(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}")
+
+Kind = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the coordinator asks of a site in one round.
+
+    `state` holds the downloaded factors only; `settings` is the whole agreed run.
+    """
+
+    kind: Kind
+    run_id: str
+    round: int
+    settings: RunSettings
+    state: AdapterState
+
+    def to_content(self) -> RecordDict:
+        """The Flower records that carry this request."""
+        config: dict[str, Any] = {
+            "version": PROTOCOL_VERSION,
+            "kind": self.kind,
+            "run_id": self.run_id,
+            "round": self.round,
+            "adapter.names": list(self.state.tensors),
+            "adapter.shapes": ["x".join(map(str, s)) for s in self.state.layout.values()],
+            "adapter.base_digest": self.state.base_digest,
+            **flatten(encode(self.settings), "settings."),
+        }
+        return RecordDict({ARRAYS: _array_record(self.state.tensors), CONFIG: ConfigRecord(config)})
+
+    @classmethod
+    def from_content(cls, content: RecordDict, kind: Kind) -> Request:
+        """Parse what came over the wire.
+
+        Errors: WireError whose code is a RefusalReason: the request is not one we can follow.
+        """
+        try:
+            return _parse_request(content, kind)
+        except WireError as error:
+            if error.code in set(RefusalReason):
+                raise
+            raise WireError(RefusalReason.MALFORMED_REQUEST, str(error)) from error
+        except (SettingsError, KeyError, TypeError, ValueError) as error:
+            raise WireError(RefusalReason.MALFORMED_REQUEST, f"Request: {error}") from error
+
+
+class TrainRequest(Request):
+    """Train on the site's own data and send back the update."""
+
+
+class EvaluateRequest(Request):
+    """Evaluate the adapter on the site's held-out data and send back numbers."""
+
+
+def train_request(
+    run_id: str, round_: int, settings: RunSettings, state: AdapterState
+) -> TrainRequest:
+    """A request to train."""
+    return TrainRequest("train", run_id, round_, settings, state)
+
+
+def evaluate_request(
+    run_id: str, round_: int, settings: RunSettings, state: AdapterState
+) -> EvaluateRequest:
+    """A request to evaluate."""
+    return EvaluateRequest("evaluate", run_id, round_, settings, state)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a site sends back. `status` is "ok" or a RefusalReason; no tensors unless it is "ok"."""
+
+    run_id: str
+    round: int
+    status: str = "ok"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    update: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def to_content(self) -> RecordDict:
+        """The Flower records that carry this reply."""
+        layout = {name: tuple(tensor.shape) for name, tensor in self.update.items()}
+        config = {
+            "version": PROTOCOL_VERSION,
+            "run_id": self.run_id,
+            "round": self.round,
+            "status": self.status,
+            "layout_digest": layout_digest(layout),
+        }
+        records: dict[str, Any] = {
+            CONFIG: ConfigRecord(config),
+            METRICS: MetricRecord({name: float(v) for name, v in sorted(self.metrics.items())}),
+        }
+        if self.update:
+            records[ARRAYS] = _array_record(self.update)
+        return RecordDict(records)
+
+
+class TrainReply(Reply):
+    """An update and the numbers of its training."""
+
+
+class EvaluateReply(Reply):
+    """The numbers of an evaluation."""
+
+
+@dataclass(frozen=True)
+class ExpectedReply:
+    """What admission compares a reply with. `layout` is empty for an evaluation."""
+
+    kind: Kind
+    run_id: str
+    round: int
+    layout: Layout
+
+    def parse(self, content: RecordDict) -> Reply:
+        """Check schema, version, run, round, layout, dtype and length; tensors may still be bad.
+
+        Errors: WireError whose code is a RejectionReason.
+        """
+        try:
+            return self._parse(content)
+        except (KeyError, TypeError, ValueError, AttributeError, EOFError, OverflowError) as error:
+            raise WireError(RejectionReason.MALFORMED, f"Reply cannot be read: {error}") from error
+
+    def _parse(self, content: RecordDict) -> Reply:
+        config = _record(content, CONFIG, ConfigRecord)
+        _expect_keys(config, {"version", "run_id", "round", "status", "layout_digest"})
+        _expect(config["version"], PROTOCOL_VERSION, RejectionReason.WRONG_VERSION, "version")
+        _expect(config["run_id"], self.run_id, RejectionReason.WRONG_RUN, "run_id")
+        _expect(config["round"], self.round, RejectionReason.WRONG_ROUND, "round")
+        status = config["status"]
+        if status != "ok":
+            known = isinstance(status, str) and status in set(RefusalReason)
+            code = RejectionReason.REFUSED_BY_SITE if known else RejectionReason.MALFORMED
+            raise WireError(code, str(status) if known else "unknown status")
+        metrics = self._metrics(content)
+        if not self.layout:
+            _expect_records(content, {CONFIG, METRICS})
+            return EvaluateReply(self.run_id, self.round, "ok", metrics)
+        _expect_records(content, {CONFIG, METRICS, ARRAYS})
+        expected_digest = layout_digest(self.layout)
+        _expect(
+            config["layout_digest"], expected_digest, RejectionReason.WRONG_LAYOUT, "layout_digest"
+        )
+        flat = _flat_array(_record(content, ARRAYS, ArrayRecord))
+        return TrainReply(self.run_id, self.round, "ok", metrics, unpack(flat, self.layout))
+
+    def _metrics(self, content: RecordDict) -> dict[str, float]:
+        allowed = TRAIN_METRICS if self.kind == "train" else EVALUATE_METRICS
+        values = dict(_record(content, METRICS, MetricRecord))
+        if not set(values) <= allowed or not set(values) >= REQUIRED_METRICS:
+            raise WireError(
+                RejectionReason.MALFORMED,
+                f"Expected metrics out of {sorted(allowed)}, got {sorted(values)}.",
+            )
+        metrics: dict[str, float] = {}
+        for name, value in values.items():
+            if isinstance(value, list) or isinstance(value, bool):
+                raise WireError(RejectionReason.MALFORMED, f"Metric {name} is not one number.")
+            metrics[name] = float(value)
+        if not math.isfinite(metrics["num_examples"]) or metrics["num_examples"] <= 0:
+            raise WireError(
+                RejectionReason.BAD_WEIGHT,
+                f"Expected a positive num_examples, got {metrics['num_examples']}.",
+            )
+        infinite = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if infinite:
+            raise WireError(RejectionReason.NOT_FINITE, f"Metrics {infinite} are NaN or infinite.")
+        return metrics
+
+
+def _parse_request(content: RecordDict, kind: Kind) -> Request:
+    _expect_records(content, {ARRAYS, CONFIG})
+    config = dict(_record(content, CONFIG, ConfigRecord))
+    config.pop(_FLOWER_ROUND, None)
+    _expect(config.pop("version", None), PROTOCOL_VERSION, RefusalReason.WRONG_VERSION, "version")
+    _expect(config.pop("kind", None), kind, RefusalReason.MALFORMED_REQUEST, "kind")
+    nested = unflatten(config)
+    _expect_keys(nested, {"run_id", "round", "adapter", "settings"})
+    settings = decode(RunSettings, nested["settings"], "request settings")
+    header = nested["adapter"]
+    _expect_keys(header, {"names", "shapes", "base_digest"})
+    run_id, round_ = nested["run_id"], nested["round"]
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise ValueError("run_id is not 32 hex digits.")
+    if not isinstance(round_, int) or not 0 <= round_ <= settings.federation.rounds:
+        raise ValueError(f"round {round_!r} is not within 0..{settings.federation.rounds}.")
+    if not _DIGEST.fullmatch(header["base_digest"]):
+        raise ValueError("adapter.base_digest is not 64 hex digits.")
+    layout = _parse_layout(header["names"], header["shapes"])
+    flat = _flat_array(_record(content, ARRAYS, ArrayRecord))
+    state = AdapterState(
+        unpack(flat, layout),
+        settings.adapter.rank,
+        settings.adapter.alpha,
+        header["base_digest"],
+        settings.federation.method,
+    )
+    if not np.isfinite(flat).all():
+        raise ValueError("the adapter holds NaN or infinity.")
+    return (TrainRequest if kind == "train" else EvaluateRequest)(
+        kind, run_id, round_, settings, state
+    )
+
+
+def _parse_layout(names: list[str], shapes: list[str]) -> dict[str, tuple[int, ...]]:
+    if len(names) != len(shapes) or len(set(names)) != len(names):
+        raise ValueError("adapter.names and adapter.shapes do not pair up one to one.")
+    layout: dict[str, tuple[int, ...]] = {}
+    for name, shape in zip(names, shapes, strict=True):
+        if not _SHAPE.fullmatch(shape):
+            raise ValueError(f"adapter.shapes holds {shape[:40]!r}; expected e.g. '8x384'.")
+        layout[name] = tuple(int(side) for side in shape.split("x"))
+    return layout
+
+
+def _array_record(tensors: Mapping[str, FloatArray]) -> ArrayRecord:
+    return ArrayRecord({FLAT: Array(pack(tensors))})
+
+
+def _flat_array(record: ArrayRecord) -> FloatArray:
+    """The one array of a record. Its declared form is checked before its bytes are parsed."""
+    _expect_keys(record, {FLAT})
+    array = record[FLAT]
+    if array.stype != "numpy.ndarray" or array.dtype != "float32":
+        raise WireError(
+            RejectionReason.WRONG_DTYPE,
+            f"Expected float32 as numpy.ndarray, got {array.dtype} as {array.stype}.",
+        )
+    if len(array.data) > MAX_ADAPTER_BYTES:
+        raise WireError(
+            RejectionReason.WRONG_SHAPE,
+            f"Expected at most {MAX_ADAPTER_BYTES} bytes, got {len(array.data)}.",
+        )
+    flat = array.numpy()
+    if flat.dtype != np.float32:
+        raise WireError(RejectionReason.WRONG_DTYPE, f"Expected float32 data, got {flat.dtype}.")
+    return flat
+
+
+def _record(content: RecordDict, key: str, kind: type[Any]) -> Any:
+    record = content.get(key)
+    if not isinstance(record, kind):
+        raise WireError(
+            RejectionReason.MALFORMED, f"Expected a {kind.__name__} under '{key}', got none."
+        )
+    return record
+
+
+def _expect_records(content: RecordDict, names: set[str]) -> None:
+    _expect_keys(content, names)
+
+
+def _expect_keys(mapping: Mapping[str, Any], names: set[str]) -> None:
+    if set(mapping) != names:
+        unknown, missing = sorted(set(mapping) - names), sorted(names - set(mapping))
+        raise WireError(
+            RejectionReason.MALFORMED, f"Unknown keys {unknown}, missing keys {missing}."
+        )
+
+
+def _expect(value: object, expected: object, code: str, what: str) -> None:
+    if type(value) is not type(expected) or value != expected:
+        raise WireError(code, f"Expected {what} {expected!r}, got {str(value)[:80]!r}.")

@@ -1,0 +1,115 @@
+"""An adapter on disk, in the format of peft: safetensors plus adapter_config.json.
+
+Plain peft loads the folder; `foedus.json` beside it holds what peft has no field for (labels,
+pooling, the base model's digest).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+from protocol.adapter import AdapterState, factor_of
+from protocol.codec import decode, encode
+from protocol.errors import FoedusError
+from protocol.files import write_atomically
+from protocol.settings import RunSettings
+
+WEIGHTS, PEFT_CONFIG, FACTS = "adapter_model.safetensors", "adapter_config.json", "foedus.json"
+_SCHEMA = 1
+_TASK_TYPES = {"classify": "SEQ_CLS", "instruct": "CAUSAL_LM"}
+
+
+def write_peft_folder(
+    folder: Path, state: AdapterState, settings: RunSettings, base_name: str
+) -> None:
+    """Write adapter weights, peft's configuration and our facts; each file appears whole.
+
+    base_name: where a user of plain peft finds the base model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, safetensors.numpy.save(dict(state.tensors)))
+    config = peft_config(settings, base_name, state.tensors)
+    write_atomically(folder / PEFT_CONFIG, _json_bytes(config))
+    facts = {
+        "schema": _SCHEMA,
+        "base_digest": state.base_digest,
+        "adapter_digest": state.digest(),
+        "settings": encode(settings),
+    }
+    write_atomically(folder / FACTS, _json_bytes(facts))
+
+
+def read_peft_folder(folder: Path) -> tuple[AdapterState, RunSettings]:
+    """Read what `write_peft_folder` wrote.
+
+    Errors: FoedusError naming the file that is missing, damaged or of another schema.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise FoedusError(
+            f"Expected an adapter folder with {WEIGHTS} and {FACTS} at {folder}, "
+            f"got no {Path(str(error.filename)).name}. Give the folder that a run released."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise FoedusError(f"The adapter folder {folder} is damaged: {error}.") from error
+    if facts.get("schema") != _SCHEMA:
+        raise FoedusError(
+            f"Expected schema {_SCHEMA} in {folder / FACTS}, got {facts.get('schema')!r}. "
+            "Use the release of foedus that wrote it."
+        )
+    settings = decode(RunSettings, facts["settings"], str(folder / FACTS))
+    state = AdapterState(
+        tensors,
+        settings.adapter.rank,
+        settings.adapter.alpha,
+        facts["base_digest"],
+        settings.federation.method,
+    )
+    if state.digest() != facts["adapter_digest"]:
+        raise FoedusError(
+            f"The weights in {folder} are not those its {FACTS} names "
+            f"({facts['adapter_digest'][:12]}…). Copy the folder again from its source."
+        )
+    return state, settings
+
+
+def peft_config(
+    settings: RunSettings, base_name: str, tensors: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The adapter_config.json that rebuilds this adapter in plain peft."""
+    heads = {name.split(".")[-2] for name in tensors if factor_of(name) == "head"}
+    adapter = settings.adapter
+    return {
+        "peft_type": "LORA",
+        "task_type": _TASK_TYPES[settings.task.kind],
+        "base_model_name_or_path": base_name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "use_rslora": adapter.rs_lora,
+        "target_modules": _target_modules(tensors),
+        "modules_to_save": sorted(heads) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _target_modules(tensors: Mapping[str, Any]) -> list[str]:
+    """Full module names, so that a choice of layers needs no second field to be understood."""
+    prefix, suffix = "base_model.model.", ".lora_A.weight"
+    return sorted(
+        name.removeprefix(prefix).removesuffix(suffix) for name in tensors if name.endswith(suffix)
+    )
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

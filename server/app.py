@@ -1,0 +1,116 @@
+"""The Flower ServerApp: one federation from its settings to a released adapter."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from models.adapted import initial_state
+from protocol.codec import decode, setting
+from protocol.compatibility import check_compatibility
+from protocol.files import write_atomically
+from protocol.settings import RunSettings
+from server.checkpoint import CheckpointStore
+from server.coordinator import CentralEvaluation, Coordinator, Observer, RunResult
+from server.evaluation import central_evaluation, read_test_set
+from server.observer import LogObserver
+from server.release import release
+from strategies.registry import build_strategy
+
+log = logging.getLogger("foedus.server")
+
+OVERRIDES_KEY = "overrides"
+_RUN_PARTS = ("task", "model", "adapter", "training", "federation")
+
+
+@dataclass(frozen=True)
+class CoordinatorSettings:
+    """What only the coordinator needs to know."""
+
+    output_dir: str = setting(doc="folder of checkpoints, history and the released adapter")
+    resume: bool = setting(False, doc="go on from the newest checkpoint in output_dir")
+    test_set: str = setting("", doc="public JSONL test set for central evaluation; empty = none")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One federation, ready to run."""
+
+    settings: RunSettings
+    coordinator: CoordinatorSettings
+    observer: Observer
+    central_evaluation: CentralEvaluation | None = None
+    site_names: Mapping[int, str] = field(default_factory=dict)
+    on_finished: Callable[[RunResult], None] = lambda result: None
+
+
+def make_app(make_plan: Callable[[Context], Plan]) -> ServerApp:
+    """A ServerApp over whatever way there is to come by a plan."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_plan(grid, make_plan(context))
+
+    return app
+
+
+def run_plan(grid: Grid, plan: Plan) -> RunResult:
+    """Run every round, then release. Errors: SettingsError before the first round."""
+    settings, folder = plan.settings, Path(plan.coordinator.output_dir)
+    check_compatibility(settings, "the run's settings")
+    coordinator = Coordinator(
+        grid,
+        settings,
+        build_strategy(settings.federation),
+        CheckpointStore(folder / "checkpoints", settings),
+        plan.observer,
+        plan.central_evaluation,
+        plan.site_names,
+    )
+    result = coordinator.run(initial_state(settings), resume=plan.coordinator.resume)
+    history = {"run_id": result.run_id, "rounds": [r.to_json() for r in result.records]}
+    write_atomically(folder / "history.json", (json.dumps(history, indent=2) + "\n").encode())
+    release(folder / "adapter", result, settings)
+    plan.on_finished(result)
+    return result
+
+
+def plan_from_run_config(context: Context) -> Plan:
+    """Compose the configuration in conf/ with the run's overrides (words separated by spaces)."""
+    words = str(context.run_config.get(OVERRIDES_KEY, "")).split()
+    return compose_plan(words)
+
+
+def compose_plan(overrides: list[str]) -> Plan:
+    """The plan of `conf/coordinate.yaml` under Hydra overrides.
+
+    Errors: SettingsError with everything that is wrong at once.
+    """
+    folder = Path(__file__).resolve().parent.parent / "conf"
+    with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("coordinate", overrides), resolve=True)
+    settings = run_settings(config, "conf/coordinate.yaml and its overrides")
+    coordinator = decode(CoordinatorSettings, config["coordinator"], "coordinator settings")
+    evaluation = None
+    if coordinator.test_set:
+        examples = read_test_set(Path(coordinator.test_set), settings.task.kind)
+        evaluation = central_evaluation(settings, examples)
+    return Plan(settings, coordinator, LogObserver(), evaluation)
+
+
+def run_settings(config: Mapping[str, Any], where: str) -> RunSettings:
+    """The part of a composed configuration that every site must know."""
+    return decode(RunSettings, {k: config[k] for k in _RUN_PARTS if k in config}, where)
+
+
+app = make_app(plan_from_run_config)

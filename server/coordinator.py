@@ -1,0 +1,245 @@
+"""The round loop: ask a cohort, fold replies as they arrive, close the round, keep a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from protocol.adapter import AdapterState, layout_size, subset_layout
+from protocol.errors import FoedusError, WireError
+from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
+from protocol.methods import downloaded_factors, uploaded_factors
+from protocol.settings import RunSettings
+from server.admission import Admission
+from server.checkpoint import Checkpoint, CheckpointStore
+from server.exchange import Exchange, exchange
+from server.records import RoundRecord
+from strategies.base import LoraStrategy
+from strategies.flower_messages import sample_cohort
+
+log = logging.getLogger("foedus.server")
+
+_BYTES_PER_COORDINATE = 4
+
+CentralEvaluation = Callable[[AdapterState], Mapping[str, float]]
+
+
+class Observer(Protocol):
+    """Hears of a run as it goes on: for progress bars and logs. Returns nothing, changes nothing."""
+
+    def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
+        """A round's requests go out."""
+
+    def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
+        """One reply was admitted or set aside."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is complete and its checkpoint is on disk."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The final adapter and the history of how it came about."""
+
+    run_id: str
+    state: AdapterState
+    records: tuple[RoundRecord, ...]
+
+
+class Coordinator:
+    """Runs one federation over a Flower Grid.
+
+    site_names: node id -> a name for records; other nodes are shown by their id.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        settings: RunSettings,
+        strategy: LoraStrategy,
+        checkpoints: CheckpointStore,
+        observer: Observer,
+        central_evaluation: CentralEvaluation | None = None,
+        site_names: Mapping[int, str] | None = None,
+    ) -> None:
+        self._grid = grid
+        self._settings = settings
+        self._strategy = strategy
+        self._checkpoints = checkpoints
+        self._observer = observer
+        self._central_evaluation = central_evaluation
+        self._site_names = dict(site_names or {})
+
+    def run(self, initial: AdapterState, *, resume: bool) -> RunResult:
+        """All rounds, from the newest checkpoint if `resume`, else from `initial`.
+
+        Errors: FoedusError where a new run would overwrite another run's checkpoints. A round
+        without enough good replies is recorded and leaves the adapter as it was.
+        """
+        progress = self._start(initial, resume)
+        for round_ in range(progress.round + 1, self._settings.federation.rounds + 1):
+            state, record = self._round(progress.run_id, round_, progress.state)
+            progress = replace(
+                progress,
+                round=round_,
+                state=state,
+                optimizer=self._strategy.optimizer_state(),
+                records=(*progress.records, record),
+            )
+            self._checkpoints.save(progress)
+            self._observer.round_finished(record)
+        return RunResult(progress.run_id, progress.state, progress.records)
+
+    def _start(self, initial: AdapterState, resume: bool) -> Checkpoint:
+        newest = self._checkpoints.load_newest()
+        if newest is not None and not resume:
+            raise FoedusError(
+                f"{self._checkpoints.folder} holds a run that reached round {newest.round}. "
+                "Go on with resume=true, or choose another output_dir."
+            )
+        if newest is None:
+            state = self._strategy.initial_state(initial)
+            return Checkpoint(secrets.token_hex(16), 0, state, {}, ())
+        log.info("Resuming run %s after round %d.", newest.run_id, newest.round)
+        self._strategy.load_optimizer_state(newest.optimizer)
+        return newest
+
+    def _round(
+        self, run_id: str, round_: int, state: AdapterState
+    ) -> tuple[AdapterState, RoundRecord]:
+        federation = self._settings.federation
+        started = time.monotonic()
+        cohort = sample_cohort(self._grid, federation, round_)
+        self._observer.round_started(round_, federation.rounds, len(cohort))
+        uploaded = subset_layout(state.layout, uploaded_factors(federation.method, round_))
+        admission = Admission(
+            ExpectedReply("train", run_id, round_, uploaded),
+            frozenset(cohort),
+            federation.update_norm_bound,
+        )
+        self._strategy.begin_round(round_, state)
+        metrics: dict[int, Mapping[str, float]] = {}
+        fold_seconds = 0.0
+
+        def on_reply(node_id: int, message: Message) -> None:
+            nonlocal fold_seconds
+            began = time.monotonic()
+            reply = admission.admit(node_id, message)
+            if reply is not None and self._fold(admission, node_id, state, reply):
+                metrics[node_id] = reply.metrics
+            fold_seconds += time.monotonic() - began
+            self._observer.reply_handled(round_, node_id, "train", node_id in metrics)
+
+        request = train_request(run_id, round_, self._settings, self._download(state))
+        outcome = self._ask(request, cohort, on_reply)
+        began = time.monotonic()
+        enough = len(admission.admitted) >= federation.quorum
+        if enough:
+            state = self._strategy.finish_round()
+        else:
+            log.warning(
+                "Round %d: %d good replies of %d needed; the adapter stays as it was.",
+                round_, len(admission.admitted), federation.quorum,
+            )  # fmt: skip
+        aggregate_seconds = fold_seconds + time.monotonic() - began
+        means, per_site = self._evaluate(run_id, round_, state)
+        record = RoundRecord(
+            round=round_,
+            seconds=time.monotonic() - started,
+            cohort=self._names(outcome.asked),
+            admitted=self._names(sorted(admission.admitted)),
+            silent=self._names(outcome.silent),
+            rejected=self._rejected(admission),
+            aggregated=enough,
+            bytes_up=_BYTES_PER_COORDINATE * layout_size(uploaded) * len(admission.admitted),
+            bytes_down=_BYTES_PER_COORDINATE * layout_size(request.state.layout) * len(cohort),
+            train_seconds=sum(m.get("train_seconds", 0.0) for m in metrics.values()),
+            aggregate_seconds=aggregate_seconds,
+            metrics={**_mean_by_examples(metrics), **means},
+            site_metrics=per_site,
+        )
+        return state, record
+
+    def _fold(self, admission: Admission, node_id: int, state: AdapterState, reply: Reply) -> bool:
+        try:
+            self._strategy.fold(state.replace_tensors(reply.update), reply.metrics["num_examples"])
+        except WireError as error:
+            admission.withdraw(node_id, error)
+            return False
+        return True
+
+    def _evaluate(
+        self, run_id: str, round_: int, state: AdapterState
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """(means, per site): at the sites on their held-out data, and on the public test set."""
+        federation = self._settings.federation
+        every = federation.evaluate_every
+        if round_ != federation.rounds and (every == 0 or round_ % every != 0):
+            return {}, {}
+        nodes = sorted(self._grid.get_node_ids())
+        expected = ExpectedReply("evaluate", run_id, round_, {})
+        admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
+        replies: dict[int, Mapping[str, float]] = {}
+
+        def on_reply(node_id: int, message: Message) -> None:
+            reply = admission.admit(node_id, message)
+            if reply is not None:
+                replies[node_id] = reply.metrics
+            self._observer.reply_handled(round_, node_id, "evaluate", reply is not None)
+
+        request = evaluate_request(run_id, round_, self._settings, self._download(state))
+        self._ask(request, nodes, on_reply)
+        means = {f"sites_{name}": value for name, value in _mean_by_examples(replies).items()}
+        if self._central_evaluation is not None:
+            central = self._central_evaluation(state)
+            means |= {f"central_{name}": float(value) for name, value in central.items()}
+        named = {self._name(node): dict(metrics) for node, metrics in sorted(replies.items())}
+        return means, named
+
+    def _download(self, state: AdapterState) -> AdapterState:
+        return state.subset(downloaded_factors(self._settings.federation.method))
+
+    def _ask(
+        self, request: Request, nodes: list[int], on_reply: Callable[[int, Message], None]
+    ) -> Exchange:
+        deadline = self._settings.federation.deadline_seconds
+        kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
+        content = request.to_content()
+        messages = [
+            Message(content, node, kind, group_id=str(request.round), ttl=deadline)
+            for node in nodes
+        ]
+        return exchange(self._grid, messages, deadline, on_reply)
+
+    def _rejected(self, admission: Admission) -> tuple[dict[str, str], ...]:
+        return tuple(
+            {"site": self._name(s.node_id), "reason": s.reason.value, "detail": s.detail}
+            for s in admission.set_aside
+        )
+
+    def _names(self, nodes: tuple[int, ...] | list[int]) -> tuple[str, ...]:
+        return tuple(self._name(node) for node in nodes)
+
+    def _name(self, node_id: int) -> str:
+        return self._site_names.get(node_id, str(node_id))
+
+
+def _mean_by_examples(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Means weighted by num_examples; num_examples itself is summed."""
+    total = sum(m["num_examples"] for m in metrics.values())
+    if total <= 0:
+        return {}
+    names = {name for m in metrics.values() for name in m} - {"num_examples", "train_seconds"}
+    means = {
+        name: sum(m[name] * m["num_examples"] for m in metrics.values() if name in m)
+        / sum(m["num_examples"] for m in metrics.values() if name in m)
+        for name in sorted(names)
+    }
+    return {"num_examples": total, **means}

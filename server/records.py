@@ -1,0 +1,36 @@
+"""What the coordinator remembers of each round: plain numbers, for checkpoints and reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round. Bytes are of tensors alone, over all sites asked or admitted; seconds are wall
+    time. `rejected` holds {"site", "reason", "detail"}; `metrics` the means over sites."""
+
+    round: int
+    seconds: float
+    cohort: tuple[str, ...]
+    admitted: tuple[str, ...]
+    silent: tuple[str, ...]
+    rejected: tuple[dict[str, str], ...]
+    aggregated: bool
+    bytes_up: int
+    bytes_down: int
+    train_seconds: float
+    aggregate_seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    site_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for json.dumps; inverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RoundRecord:
+        """Rebuild a record. Errors: TypeError where keys differ from this version's."""
+        listed = {"cohort", "admitted", "silent", "rejected"}
+        return cls(**{k: tuple(v) if k in listed else v for k, v in values.items()})

@@ -1,0 +1,1 @@
+"""Whole federations on one machine: partitions, experiments, comparisons, reports."""

@@ -1,0 +1,1 @@
+"""Ways to run one ServerApp and many ClientApps on one machine."""
