@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from protocol.adapter import AdapterState, FloatArray, factor_of
 from protocol.errors import FoedusError
 from protocol.initial import initial_tensors
 from protocol.methods import Factor
+from protocol.peft_folder import saved_module
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 
 _ADAPTER = "default"
@@ -85,7 +87,7 @@ class AdaptedModel:
             with self._autocast():
                 logits: Tensor = self.network(**batch).logits
             return logits.float()
-        inner = self.network.base_model.model
+        inner: Any = self.network.base_model.model
         with self._autocast():
             hidden = inner.base_model(**batch).last_hidden_state.float()
         weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
@@ -190,7 +192,7 @@ def _fresh_heads(base: BaseModel, model: ModelSettings, head: str) -> list[str]:
     """Modules without pre-trained values; with mean pooling only the head takes part."""
     if model.pooling == "mean":
         return [head]
-    return sorted({head, *base.fresh_modules} - {""})
+    return sorted({saved_module(name) for name in (head, *base.fresh_modules) if name})
 
 
 def _attach(

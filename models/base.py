@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,11 @@ def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
     """
     folder = find_model_folder(model)
     _verify_embedded(model, folder)
+    digest = model_digest(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(model, device)
-    config = AutoConfig.from_pretrained(folder)
+    # A model folder may name Python files of its own; they are never run.
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for name in _DROPOUT_FIELDS:
         if isinstance(getattr(config, name, None), float):
             setattr(config, name, 0.0)
@@ -160,6 +163,7 @@ def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
         "config": config,
         "dtype": dtype,
         "use_safetensors": True,
+        "trust_remote_code": False,
         "output_loading_info": True,
         **_quantisation(model, device),
     }
@@ -167,20 +171,24 @@ def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
     # `fresh_modules`.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if task.kind == "classify":
         config.num_labels = len(task.labels)
         config.pad_token_id = tokenizer.pad_token_id
-        network, info = AutoModelForSequenceClassification.from_pretrained(folder, **arguments)
+        loader: Any = AutoModelForSequenceClassification
     else:
-        network, info = AutoModelForCausalLM.from_pretrained(folder, **arguments)
+        loader = AutoModelForCausalLM
+    with warnings.catch_warnings():
+        # transformers warns about its own deprecated attributes while it loads.
+        warnings.simplefilter("ignore", FutureWarning)
+        network, info = loader.from_pretrained(folder, **arguments)
     if model.quantisation == "none":
         network.to(device)
     network.requires_grad_(False)
     fresh = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    return BaseModel(network, tokenizer, model_digest(folder), device, dtype, tuple(fresh))
+    return BaseModel(network, tokenizer, digest, device, dtype, tuple(fresh))
 
 
 def _dtype(model: ModelSettings, device: torch.device) -> torch.dtype:
@@ -194,7 +202,7 @@ def _dtype(model: ModelSettings, device: torch.device) -> torch.dtype:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """True where the hardware multiplies bfloat16 itself; elsewhere it is emulated and slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.backends.cpu.get_cpu_capability()
     return capabilities == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 

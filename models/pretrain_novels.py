@@ -103,7 +103,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|bos|> $A", special_tokens=[("<|bos|>", BOS)]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS[PAD],
         bos_token=SPECIAL_TOKENS[BOS],
@@ -222,7 +222,7 @@ def train_step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, ids: Tenso
     labels = ids.masked_fill(ids.eq(PAD), -100)
     with torch.autocast("cpu", torch.bfloat16):
         loss: Tensor = model(input_ids=ids, labels=labels).loss
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

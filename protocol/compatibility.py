@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.errors import SettingsError
-from protocol.methods import METHODS
+from protocol.methods import METHODS, Factors
 from protocol.settings import RunSettings
 
 
@@ -105,9 +105,8 @@ def compatibility_markdown() -> str:
     lines = ["| method | trains in odd / even rounds | uploads | stays at the site | exact |"]
     lines.append("|---|---|---|---|---|")
     for name, traits in METHODS.items():
-        odd, even = (", ".join(sorted(f)) for f in (traits.odd, traits.even))
-        sent = ", ".join(sorted(traits.odd - traits.personal))
-        trained = odd if odd == even else f"{odd} / {even}"
+        trained = _by_parity(traits.odd, traits.even)
+        sent = _by_parity(traits.odd - traits.personal, traits.even - traits.personal)
         kept = ", ".join(sorted(traits.personal)) or "nothing"
         lines.append(
             f"| `{name}` ({traits.title}, {traits.source}) | {trained} | {sent} | {kept} | "
@@ -116,3 +115,9 @@ def compatibility_markdown() -> str:
     lines += ["", "| refused together | | why | instead |", "|---|---|---|---|"]
     lines += [f"| `{r.first}` | `{r.second}` | {r.why} | {r.instead} |" for r in RULES]
     return "\n".join(lines) + "\n"
+
+
+def _by_parity(odd: Factors, even: Factors) -> str:
+    """The factors of odd rounds, and those of even rounds where they are others."""
+    names = [", ".join(sorted(factors)) for factors in (odd, even)]
+    return " / ".join(dict.fromkeys(names))

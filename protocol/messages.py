@@ -7,6 +7,7 @@ piece of a document could travel.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from protocol.settings import RunSettings
 
 PROTOCOL_VERSION = 1
 MAX_ADAPTER_BYTES = 2**31
+# A flat array's header has 118 characters.
+_MAX_HEADER_CHARACTERS = 256
 
 ARRAYS, CONFIG, METRICS, FLAT = "arrays", "config", "metrics", "adapter"
 
@@ -118,7 +121,7 @@ class Reply:
     def to_content(self) -> RecordDict:
         """The Flower records that carry this reply."""
         layout = {name: tuple(tensor.shape) for name, tensor in self.update.items()}
-        config = {
+        config: dict[str, Any] = {
             "version": PROTOCOL_VERSION,
             "run_id": self.run_id,
             "round": self.round,
@@ -194,7 +197,7 @@ class ExpectedReply:
             )
         metrics: dict[str, float] = {}
         for name, value in values.items():
-            if isinstance(value, list) or isinstance(value, bool):
+            if isinstance(value, list | bool):
                 raise WireError(RejectionReason.MALFORMED, f"Metric {name} is not one number.")
             metrics[name] = float(value)
         if not math.isfinite(metrics["num_examples"]) or metrics["num_examples"] <= 0:
@@ -222,8 +225,9 @@ def _parse_request(content: RecordDict, kind: Kind) -> Request:
     run_id, round_ = nested["run_id"], nested["round"]
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise ValueError("run_id is not 32 hex digits.")
-    if not isinstance(round_, int) or not 0 <= round_ <= settings.federation.rounds:
-        raise ValueError(f"round {round_!r} is not within 0..{settings.federation.rounds}.")
+    first = 1 if kind == "train" else 0
+    if type(round_) is not int or not first <= round_ <= settings.federation.rounds:
+        raise ValueError(f"round {round_!r} is not within {first}..{settings.federation.rounds}.")
     if not _DIGEST.fullmatch(header["base_digest"]):
         raise ValueError("adapter.base_digest is not 64 hex digits.")
     layout = _parse_layout(header["names"], header["shapes"])
@@ -271,9 +275,30 @@ def _flat_array(record: ArrayRecord) -> FloatArray:
             RejectionReason.WRONG_SHAPE,
             f"Expected at most {MAX_ADAPTER_BYTES} bytes, got {len(array.data)}.",
         )
-    flat = array.numpy()
-    if flat.dtype != np.float32:
-        raise WireError(RejectionReason.WRONG_DTYPE, f"Expected float32 data, got {flat.dtype}.")
+    return _read_npy(array.data)
+
+
+def _read_npy(data: bytes) -> FloatArray:
+    """The flat float32 array in NumPy's format, as a read-only view of its bytes.
+
+    Read by hand, because NumPy's own reader allocates whatever size a header announces, follows
+    nested headers down, opens zip files and ignores what comes after the array.
+    """
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("Expected NumPy's format 1.0.")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(
+        stream, max_header_size=_MAX_HEADER_CHARACTERS
+    )
+    if dtype != np.float32:
+        raise WireError(RejectionReason.WRONG_DTYPE, f"Expected float32 data, got {dtype}.")
+    num_bytes = len(data) - stream.tell()
+    if len(shape) != 1 or 4 * shape[0] != num_bytes:
+        raise WireError(
+            RejectionReason.WRONG_SHAPE,
+            f"Expected one flat array that fills the record, got {shape} in {num_bytes} bytes.",
+        )
+    flat: FloatArray = np.frombuffer(data, dtype=np.float32, offset=stream.tell())
     return flat
 
 

@@ -22,6 +22,9 @@ from protocol.settings import RunSettings
 
 WEIGHTS, PEFT_CONFIG, FACTS = "adapter_model.safetensors", "adapter_config.json", "foedus.json"
 _SCHEMA = 1
+_FACTS_KEYS = {"schema", "base_digest", "adapter_digest", "settings"}
+_PEFT_PREFIX = "base_model.model."
+_HEADS = ("classifier", "score")
 _TASK_TYPES = {"classify": "SEQ_CLS", "instruct": "CAUSAL_LM"}
 
 
@@ -50,19 +53,21 @@ def read_peft_folder(folder: Path) -> tuple[AdapterState, RunSettings]:
 
     Errors: FoedusError naming the file that is missing, damaged or of another schema.
     """
+    missing = [name for name in (WEIGHTS, FACTS) if not (folder / name).is_file()]
+    if missing:
+        raise FoedusError(
+            f"Expected an adapter folder with {WEIGHTS} and {FACTS} at {folder}, "
+            f"got no {' and no '.join(missing)}. Give the folder that a run released."
+        )
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise FoedusError(
-            f"Expected an adapter folder with {WEIGHTS} and {FACTS} at {folder}, "
-            f"got no {Path(str(error.filename)).name}. Give the folder that a run released."
-        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise FoedusError(f"The adapter folder {folder} is damaged: {error}.") from error
-    if facts.get("schema") != _SCHEMA:
+    schema = facts.get("schema") if isinstance(facts, dict) else None
+    if schema != _SCHEMA or facts.keys() != _FACTS_KEYS:
         raise FoedusError(
-            f"Expected schema {_SCHEMA} in {folder / FACTS}, got {facts.get('schema')!r}. "
+            f"Expected schema {_SCHEMA} in {folder / FACTS}, got {schema!r} or other keys. "
             "Use the release of foedus that wrote it."
         )
     settings = decode(RunSettings, facts["settings"], str(folder / FACTS))
@@ -85,7 +90,11 @@ def peft_config(
     settings: RunSettings, base_name: str, tensors: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The adapter_config.json that rebuilds this adapter in plain peft."""
-    heads = {name.split(".")[-2] for name in tensors if factor_of(name) == "head"}
+    heads = {
+        saved_module(name.removeprefix(_PEFT_PREFIX).rpartition(".")[0])
+        for name in tensors
+        if factor_of(name) == "head"
+    }
     adapter = settings.adapter
     return {
         "peft_type": "LORA",
@@ -103,11 +112,25 @@ def peft_config(
     }
 
 
+def saved_module(module: str) -> str:
+    """The module that peft has to save for `module` to be saved: its full name, as the last part
+    alone ("dense", say) may match layers of the base model; a head as a whole, as peft wraps heads
+    of these names by itself and would wrap their layers once more.
+
+    >>> saved_module("bert.pooler.dense"), saved_module("classifier.out_proj")
+    ('bert.pooler.dense', 'classifier')
+    """
+    first = module.partition(".")[0]
+    return first if first in _HEADS else module
+
+
 def _target_modules(tensors: Mapping[str, Any]) -> list[str]:
     """Full module names, so that a choice of layers needs no second field to be understood."""
-    prefix, suffix = "base_model.model.", ".lora_A.weight"
+    suffix = ".lora_A.weight"
     return sorted(
-        name.removeprefix(prefix).removesuffix(suffix) for name in tensors if name.endswith(suffix)
+        name.removeprefix(_PEFT_PREFIX).removesuffix(suffix)
+        for name in tensors
+        if name.endswith(suffix)
     )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from models.adapted import initial_state
 from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
+from protocol.errors import SettingsError
 from protocol.files import write_atomically
 from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
@@ -29,7 +31,7 @@ from strategies.registry import build_strategy
 log = logging.getLogger("foedus.server")
 
 OVERRIDES_KEY = "overrides"
-_RUN_PARTS = ("task", "model", "adapter", "training", "federation")
+_WHERE = "conf/coordinate.yaml and its overrides"
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,11 @@ def plan_from_run_config(context: Context) -> Plan:
 def compose_plan(overrides: list[str]) -> Plan:
     """The plan of `conf/coordinate.yaml` under Hydra overrides.
 
-    Errors: SettingsError with everything that is wrong at once.
+    Errors: SettingsError with everything that is wrong in a part at once.
     """
-    folder = Path(__file__).resolve().parent.parent / "conf"
-    with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("coordinate", overrides), resolve=True)
-    settings = run_settings(config, "conf/coordinate.yaml and its overrides")
-    coordinator = decode(CoordinatorSettings, config["coordinator"], "coordinator settings")
+    config = _composed(overrides)
+    settings = decode(RunSettings, _run_part(config), _WHERE)
+    coordinator = decode(CoordinatorSettings, config["coordinator"], _WHERE)
     evaluation = None
     if coordinator.test_set:
         examples = read_test_set(Path(coordinator.test_set), settings.task.kind)
@@ -108,9 +108,23 @@ def compose_plan(overrides: list[str]) -> Plan:
     return Plan(settings, coordinator, LogObserver(), evaluation)
 
 
-def run_settings(config: Mapping[str, Any], where: str) -> RunSettings:
-    """The part of a composed configuration that every site must know."""
-    return decode(RunSettings, {k: config[k] for k in _RUN_PARTS if k in config}, where)
+def compose_settings(overrides: list[str]) -> RunSettings:
+    """The part of the plan that every site must know. Errors: as `compose_plan`."""
+    return decode(RunSettings, _run_part(_composed(overrides)), _WHERE)
+
+
+def _composed(overrides: list[str]) -> dict[str, Any]:
+    folder = Path(__file__).resolve().parent.parent / "conf"
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            config: Any = OmegaConf.to_container(compose("coordinate", overrides), resolve=True)
+    except HydraException as error:
+        raise SettingsError(_WHERE, [str(error)]) from error
+    return dict(config)
+
+
+def _run_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: config[field.name] for field in fields(RunSettings)}
 
 
 app = make_app(plan_from_run_config)

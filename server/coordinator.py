@@ -32,7 +32,7 @@ CentralEvaluation = Callable[[AdapterState], Mapping[str, float]]
 
 
 class Observer(Protocol):
-    """Hears of a run as it goes on: for progress bars and logs. Returns nothing, changes nothing."""
+    """Hears of a run as it goes on, for progress bars and logs; changes nothing."""
 
     def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
         """A round's requests go out."""
@@ -149,7 +149,8 @@ class Coordinator:
                 round_, len(admission.admitted), federation.quorum,
             )  # fmt: skip
         aggregate_seconds = fold_seconds + time.monotonic() - began
-        means, per_site = self._evaluate(run_id, round_, state)
+        means, per_site, num_evaluating = self._evaluate(run_id, round_, state)
+        bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
         record = RoundRecord(
             round=round_,
             seconds=time.monotonic() - started,
@@ -159,7 +160,8 @@ class Coordinator:
             rejected=self._rejected(admission),
             aggregated=enough,
             bytes_up=_BYTES_PER_COORDINATE * layout_size(uploaded) * len(admission.admitted),
-            bytes_down=_BYTES_PER_COORDINATE * layout_size(request.state.layout) * len(cohort),
+            bytes_down=bytes_per_download * len(cohort),
+            bytes_evaluation=bytes_per_download * num_evaluating,
             train_seconds=sum(m.get("train_seconds", 0.0) for m in metrics.values()),
             aggregate_seconds=aggregate_seconds,
             metrics={**_mean_by_examples(metrics), **means},
@@ -177,12 +179,13 @@ class Coordinator:
 
     def _evaluate(
         self, run_id: str, round_: int, state: AdapterState
-    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """(means, per site): at the sites on their held-out data, and on the public test set."""
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:
+        """(means, per site, sites asked): at the sites on their held-out data, and on the public
+        test set."""
         federation = self._settings.federation
         every = federation.evaluate_every
         if round_ != federation.rounds and (every == 0 or round_ % every != 0):
-            return {}, {}
+            return {}, {}, 0
         nodes = sorted(self._grid.get_node_ids())
         expected = ExpectedReply("evaluate", run_id, round_, {})
         admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
@@ -201,7 +204,7 @@ class Coordinator:
             central = self._central_evaluation(state)
             means |= {f"central_{name}": float(value) for name, value in central.items()}
         named = {self._name(node): dict(metrics) for node, metrics in sorted(replies.items())}
-        return means, named
+        return means, named, len(nodes)
 
     def _download(self, state: AdapterState) -> AdapterState:
         return state.subset(downloaded_factors(self._settings.federation.method))

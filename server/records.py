@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round. Bytes are of tensors alone, over all sites asked or admitted; seconds are wall
-    time. `rejected` holds {"site", "reason", "detail"}; `metrics` the means over sites."""
+    """One round. Bytes are of tensors alone, over all sites asked or admitted, those sent out for
+    evaluation apart; seconds are wall time. `rejected` holds {"site", "reason", "detail"}; `metrics` the means over sites."""
 
     round: int
     seconds: float
@@ -20,6 +20,7 @@ class RoundRecord:
     aggregated: bool
     bytes_up: int
     bytes_down: int
+    bytes_evaluation: int
     train_seconds: float
     aggregate_seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
@@ -33,4 +34,7 @@ class RoundRecord:
     def from_json(cls, values: dict[str, Any]) -> RoundRecord:
         """Rebuild a record. Errors: TypeError where keys differ from this version's."""
         listed = {"cohort", "admitted", "silent", "rejected"}
-        return cls(**{k: tuple(v) if k in listed else v for k, v in values.items()})
+        arguments: dict[str, Any] = {
+            key: tuple(value) if key in listed else value for key, value in values.items()
+        }
+        return cls(**arguments)

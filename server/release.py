@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.base import public_name
+from protocol.errors import FoedusError
 from protocol.files import write_atomically
 from protocol.methods import METHODS, personal_factors
 from protocol.peft_folder import write_peft_folder
@@ -50,6 +51,26 @@ def file_digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
     }
+
+
+def verify_release(folder: Path) -> dict[str, Any]:
+    """The manifest of a released folder, once every file was found to be what it says.
+
+    Errors: FoedusError naming each file that differs, is missing or is not listed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FoedusError(f"Expected {MANIFEST} in {folder}, got none: no released adapter.")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    listed, found = manifest["files"], file_digests(folder)
+    differing = sorted(
+        name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)
+    )
+    if differing:
+        raise FoedusError(
+            f"Not as released: {', '.join(differing)} in {folder}. Copy the folder again."
+        )
+    return manifest
 
 
 def model_card(result: RunResult, settings: RunSettings) -> str:

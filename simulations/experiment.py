@@ -114,7 +114,10 @@ def federate(
         settings.run,
         CoordinatorSettings(settings.output_dir, settings.resume),
         observer,
-        central_evaluation(settings.run, pooled_test),
+        # A state without the sites' own factors would be scored as something nobody uses.
+        None
+        if personal_factors(settings.run.federation.method)
+        else central_evaluation(settings.run, pooled_test),
         # Ray's node ids are random; the in-process engine numbers its nodes from 1.
         {i: p.name for i, p in enumerate(partitions, start=1)} if in_process else {},
         results.append,

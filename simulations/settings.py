@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from protocol.codec import decode, setting
@@ -14,7 +14,6 @@ from simulations.data import DataSettings, decode_data_settings
 from simulations.partition import SitesSettings
 
 ARMS = ("centralised", "local", "tfidf")
-_RUN_PARTS = ("task", "model", "adapter", "training", "federation")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def simulation_settings(config: Mapping[str, Any]) -> SimulationSettings:
     problems += [f"simulation.compare: unknown arm {a!r}; expected {ARMS}." for a in compare
                  if a not in ARMS]  # fmt: skip
     parts = (
-        part(RunSettings, {key: config[key] for key in _RUN_PARTS}),
+        part(RunSettings, {f.name: config[f.name] for f in fields(RunSettings)}),
         part(DataSettings, config["data"]),
         part(SitesSettings, simulation),
         part(EngineSettings, config["engine"]),

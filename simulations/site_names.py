@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 
 _NAME_CHARACTERS = 40
+# Names of the test sets that all sites share, in scores that are kept by site name.
+_RESERVED = {"pooled", "general"}
 # Names that Windows keeps for devices.
 _DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{port}{n}" for port in ("com", "lpt") for n in range(10)
@@ -29,7 +31,7 @@ def site_names(values: Sequence[str]) -> list[str]:
         ascii_value = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()
         base = re.sub(r"[^a-z0-9]+", "-", ascii_value.lower()).strip("-")[:_NAME_CHARACTERS]
         base = base.strip("-") or "site"
-        base = f"site-{base}" if base in _DEVICES else base
+        base = f"site-{base}" if base in _DEVICES | _RESERVED else base
         name, number = base, 2
         while name in names:
             name, number = f"{base}-{number}", number + 1

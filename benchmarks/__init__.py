@@ -1,0 +1,1 @@
+"""Claims about speed, measured: `python -m benchmarks` runs all of them."""
