@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in _SUB_COMMANDS:
         return _refuse(f"expected one of {', '.join(_SUB_COMMANDS)}, got {words[0]!r}")
-    level = os.environ.get("FOEDUS_LOG", "INFO").upper()
+    # A simulation shows its progress in bars; lines of every site would drown them.
+    usual = "WARNING" if words[0] == "simulate" else "INFO"
+    level = os.environ.get("FOEDUS_LOG", usual).upper()
     if level not in _LOG_LEVELS:
         return _refuse(f"expected FOEDUS_LOG to be one of {', '.join(_LOG_LEVELS)}, got {level!r}")
     _quieten_libraries()

@@ -34,7 +34,7 @@ def interleave(
     """
     results: dict[str, list[T]] = {name: [] for name in competitors}
     for repetition in range(1, repetitions + 1):
-        order = list(competitors) if repetition % 2 else list(reversed(competitors))
+        order = list(competitors)[:: 1 if repetition % 2 else -1]
         for name in order:
             on_run(name, repetition)
             results[name].append(competitors[name]())

@@ -13,7 +13,6 @@ worker process.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -82,11 +81,11 @@ class ClauseClassifier(nn.Module):
         self.encoder = get_peft_model(encoder, config)
         self.head = nn.Linear(encoder.config.hidden_size, len(settings.labels))
         self.head_scale = settings.head_scale
-        self.bfloat16 = settings.bfloat16
+        self.in_bfloat16 = settings.bfloat16
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits (batch, labels)."""
-        with torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else contextlib.nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
             hidden = self.encoder(**batch).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1).float()
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)

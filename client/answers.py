@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from client.contracts import Unreadable
+from client.examples.instruct import CONTINUE
 from client.predict import Document, OnProgress, ReleasedAdapter
 from models.adapted import AdaptedModel
 from models.batches import evaluation_batches
@@ -18,8 +19,6 @@ from models.tokens import Tokenised, render_chat
 from protocol.errors import FoedusError
 
 _BATCH_SIZE = 8
-# The request that training makes of plain contracts, see client.examples.instruct.
-_CONTINUE = "Continue this contract: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class _Prompt:
         messages = document.contract.messages
         users = [place for place, message in enumerate(messages) if message.role == "user"]
         history: tuple[tuple[str, str], ...] = ()
-        text, lead = document.contract.text, f"{ask}\n\n" if ask else _CONTINUE
+        text, lead = document.contract.text, f"{ask}\n\n" if ask else CONTINUE
         if users and not ask:
             history = tuple((m.role, m.content) for m in messages[: users[-1]])
             text, lead = messages[users[-1]].content, ""
@@ -122,7 +121,7 @@ class _Prompt:
                     f"Expected a request of at most {room} tokens, got {len(ids)} with no room for "
                     "the text. Ask a shorter question or lower --max-new-tokens."
                 )
-            if self.lead == _CONTINUE:
+            if self.lead == CONTINUE:
                 prompt = replace(prompt, start=prompt.start + offsets[excess][0])
             else:
                 prompt = replace(prompt, end=prompt.start + offsets[-excess - 1][1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.rounds import UNKNOWN_RUN, answer
+from client.rounds import UNKNOWN_RUN, answer, place_of
 from client.site import Site
 from protocol.errors import FoedusError
 from protocol.messages import Kind, Reply
@@ -21,19 +21,26 @@ log = logging.getLogger("foedus.client")
 SITE_CONFIG_KEY = "site-config"
 
 
+class NoReply(Exception):
+    """Raised to Flower instead of what went wrong here; it says nothing on purpose."""
+
+
 def make_app(find_site: Callable[[Context], Site]) -> ClientApp:
     """A ClientApp over whatever way there is to tell which site a message is for."""
     app = ClientApp()
 
     def respond(message: Message, context: Context, kind: Kind) -> Message:
+        # Flower sends the text of whatever is raised in here to the server.
         try:
-            site = find_site(context)
+            return Message(answer(find_site(context), message.content, kind), reply_to=message)
         except FoedusError as error:
-            # Raised further, Flower would send the text, with this machine's paths, to the server.
             log.error("This node has no usable site configuration: %s", error)
             refusal = Reply(UNKNOWN_RUN, 0, RefusalReason.INTERNAL)
             return Message(refusal.to_content(), reply_to=message)
-        return Message(answer(site, message.content, kind), reply_to=message)
+        except Exception as error:
+            # Without a receipt nothing may leave, not even a refusal of ours.
+            log.error("No reply could be given to a %s request: %s", kind, place_of(error))
+            raise NoReply from None
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -43,7 +43,7 @@ class ReceiptLog:
     def append(
         self, *, kind: str, run_id: str, round_: int, status: str, digest: str, num_bytes: int
     ) -> Receipt:
-        """Write the next receipt. Errors: OSError where the disk refuses; nothing may leave then."""
+        """Write the next receipt. Errors: OSError where the disk refuses: then nothing leaves."""
         last = self._last_line()
         receipt = Receipt(
             sequence=0 if last is None else int(json.loads(last)["sequence"]) + 1,

@@ -53,7 +53,7 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
         log.warning("Refused a %s request (%s): %s", kind, error.code, error)
         reply = _refusal(request, error.code)
     except Exception as error:
-        log.error("Failed on a %s request: %s", kind, _place(error))
+        log.error("Failed on a %s request: %s", kind, place_of(error))
         reply = _refusal(request, RefusalReason.INTERNAL)
     bound = request.settings.federation.update_norm_bound if request else 0.0
     expected = ExpectedReply(kind, reply.run_id, reply.round, layout)
@@ -156,7 +156,7 @@ def _log_steps(site_name: str) -> Callable[[int, int], None]:
     return on_step
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """Type and code location of an exception, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"

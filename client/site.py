@@ -6,18 +6,21 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from client.contracts import ReadResult, read_contracts
 from client.examples.build import SiteExamples, build_examples
 from client.receipts import ReceiptLog
-from models.evaluation import tokenise
-from models.tokens import Tokenised
 from protocol.codec import decode, setting
 from protocol.errors import FoedusError
 from protocol.settings import RunSettings
+
+if TYPE_CHECKING:
+    from models.tokens import Tokenised
 
 log = logging.getLogger("foedus.client")
 
@@ -56,7 +59,12 @@ class Site:
         """
         if not path.is_file():
             raise FoedusError(f"Expected a site configuration at {path}, got no file.")
-        loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        try:
+            loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+            raise FoedusError(
+                f"Expected a site configuration in YAML at {path}, got {error}"
+            ) from error
         return cls(decode(SiteSettings, loaded, str(path)), path.parent)
 
     def examples(self, kind: str) -> SiteExamples:
@@ -69,12 +77,21 @@ class Site:
         """Token ids of the "train" or "held_out" examples, kept for the run's later rounds."""
         key = (run, part)
         if key not in self._tokenised:
+            # Imported here, so that commands which only look at a site need not load torch.
+            from models.evaluation import tokenise
+
             examples = self.examples(run.task.kind)
             chosen = examples.train if part == "train" else examples.held_out
             self._tokenised[key] = tokenise(run, chosen)
         return self._tokenised[key]
 
     def _read(self, kind: str) -> SiteExamples:
+        examples = self._build(kind)
+        for reason, count in examples.unused.items():
+            log.info("%d contracts gave no example: %s", count, reason)
+        return examples
+
+    def _build(self, kind: str) -> SiteExamples:
         read = self._read_folder(self.contracts_folder)
         if self.held_out_folder is None:
             return build_examples(read.contracts, kind, self.settings.held_out_fraction)

@@ -9,7 +9,8 @@ from typing import Any
 @dataclass(frozen=True)
 class RoundRecord:
     """One round. Bytes are of tensors alone, over all sites asked or admitted, those sent out for
-    evaluation apart; seconds are wall time. `rejected` holds {"site", "reason", "detail"}; `metrics` the means over sites."""
+    evaluation apart; seconds are wall time. `rejected` holds {"site", "reason", "detail"};
+    `metrics` the means over sites."""
 
     round: int
     seconds: float

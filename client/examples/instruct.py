@@ -9,6 +9,8 @@ from models.examples import ChatExample
 _MIN_CHARACTERS = 80
 _PASSAGE_CHARACTERS = 1200
 _OPENING_SHARE = 0.25
+# What a passage is asked for, in training and when an adapter is used.
+CONTINUE = "Continue this contract: "
 
 
 def chat_examples(contract: Contract) -> tuple[ChatExample, ...]:
@@ -26,8 +28,7 @@ def chat_examples(contract: Contract) -> tuple[ChatExample, ...]:
         topic = contract.label.replace("_", " ").lower()
         return (_exchange(f"Draft a contract clause on {topic}.", contract.text, contract),)
     return tuple(
-        _exchange(f"Continue this contract: {opening}", rest, contract)
-        for opening, rest in _passages(contract.text)
+        _exchange(CONTINUE + opening, rest, contract) for opening, rest in _passages(contract.text)
     )
 
 

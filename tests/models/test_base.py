@@ -54,7 +54,7 @@ def test_an_altered_package_is_refused_before_anything_in_it_is_read(
 
 def test_a_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "absent", Preset("x", package="no_such_package:model"))
-    with pytest.raises(FoedusError, match="no_such_package, got none. Run `make setup`"):
+    with pytest.raises(FoedusError, match=r"no_such_package, got none\. Run `make setup`"):
         find_model_folder(ModelSettings(id="absent"))
 
 

@@ -90,7 +90,7 @@ def test_bytes_are_of_the_round_that_sent_most_per_site_and_of_all_rounds(tmp_pa
     assert report["bytes"] == {
         "up_per_site_round": 1500,
         "down_per_site_round": 1500,
-        "total": 2000 + 1500 + 2 * 3000,
+        "total": 2000 + 1500 + 2 * 3000 + 2 * 1500,
     }
 
 
