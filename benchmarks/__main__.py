@@ -7,10 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from benchmarks import simulation_speed
-from benchmarks.command import Benchmark, rows_table, say, summary_table
+from benchmarks.command import Benchmark, rows_table, say, summary_table, table_console
 from benchmarks.result import BenchmarkResult
 
 BENCHMARKS: Mapping[str, Benchmark] = {simulation_speed.NAME: simulation_speed.run}
@@ -22,7 +20,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller and once; a smoke test")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args()
-    console = Console()
+    console = table_console()
     results: list[BenchmarkResult] = []
     failed: list[str] = []
     for name, run in BENCHMARKS.items():

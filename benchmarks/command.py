@@ -31,10 +31,15 @@ def benchmark_command(run: Benchmark, argv: Sequence[str] | None = None) -> Benc
     result = run(arguments.quick, say)
     if arguments.json is not None:
         result.write(arguments.json)
-    console = Console()
+    console = table_console()
     console.print(rows_table(result))
     console.print(summary_table([result]))
     return result
+
+
+def table_console() -> Console:
+    """Standard output, wide enough for a table also where it goes to a file."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def rows_table(result: BenchmarkResult) -> Table:

@@ -18,9 +18,6 @@ class Spread:
     lowest: float
     highest: float
 
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.lowest:.2f} to {self.highest:.2f})"
-
 
 def interleave(
     competitors: Mapping[str, Callable[[], T]],

@@ -7,6 +7,7 @@ is not an agreed tensor or an agreed number. Then it writes the receipt; only th
 from __future__ import annotations
 
 import hashlib
+import logging
 
 from flwr.app import RecordDict
 
@@ -15,6 +16,8 @@ from protocol.adapter import l2_norm
 from protocol.errors import Refusal, WireError
 from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason, RejectionReason
+
+log = logging.getLogger("foedus.client")
 
 
 class EgressGuard:
@@ -28,9 +31,10 @@ class EgressGuard:
     def release(self, reply: Reply) -> RecordDict:
         """The records that may leave. A reply that breaks the agreement becomes a refusal."""
         try:
-            content = reply.to_content()
+            content = _on_the_wire(reply)
             self._check(content, reply)
         except Refusal as refusal:
+            log.error("The egress guard held back a %s reply: %s", self._expected.kind, refusal)
             reply = Reply(self._expected.run_id, self._expected.round, refusal.code)
             content = reply.to_content()
         digest, num_bytes = content_digest(content)
@@ -50,13 +54,23 @@ class EgressGuard:
         except WireError as error:
             if error.code == RejectionReason.REFUSED_BY_SITE and not reply.update:
                 return
-            raise Refusal(RefusalReason.EGRESS, f"Not agreed: {error}") from error
+            # The code alone: the text may quote what must not leave, and logs are shown around.
+            raise Refusal(RefusalReason.EGRESS, f"Not agreed: {error.code}.") from error
         norm = l2_norm(parsed.update)
         if not norm <= self._norm_bound_l2:
             raise Refusal(
                 RefusalReason.EGRESS,
                 f"Expected an update of norm at most {self._norm_bound_l2}, got {norm}.",
             )
+
+
+def _on_the_wire(reply: Reply) -> RecordDict:
+    try:
+        return reply.to_content()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Refusal(
+            RefusalReason.EGRESS, f"Expected tensors and numbers, got {type(error).__name__}."
+        ) from None
 
 
 def content_digest(content: RecordDict) -> tuple[str, int]:

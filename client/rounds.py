@@ -17,7 +17,7 @@ from client.update import plain_update_steps, run_steps
 from models.adapted import AdaptedModel, adapted_model
 from models.evaluation import evaluate
 from protocol.adapter import AdapterState, FloatArray, factor_of, l2_norm, subset_layout
-from protocol.errors import Refusal, WireError
+from protocol.errors import FoedusError, Refusal, WireError
 from protocol.initial import derive_seed, initial_tensors
 from protocol.messages import ExpectedReply, Kind, Reply, Request
 from protocol.methods import (
@@ -37,8 +37,8 @@ UNKNOWN_RUN = "0" * 32
 def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
     """The reply to any request, however broken; never raises on what came in.
 
-    A failure travels as a reason code. Its text stays in the site's log, and of an unforeseen
-    exception only type and place are logged: its message might quote a contract.
+    A failure travels as a reason code. The text of our own errors stays in the site's log; of an
+    unforeseen exception only type and place are logged: its message might quote a contract.
     """
     request: Request | None = None
     layout: dict[str, tuple[int, ...]] = {}
@@ -52,6 +52,9 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
     except (Refusal, WireError) as error:
         log.warning("Refused a %s request (%s): %s", kind, error.code, error)
         reply = _refusal(request, error.code)
+    except FoedusError as error:
+        log.error("Failed on a %s request: %s", kind, error)
+        reply = _refusal(request, RefusalReason.INTERNAL)
     except Exception as error:
         log.error("Failed on a %s request: %s", kind, place_of(error))
         reply = _refusal(request, RefusalReason.INTERNAL)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -208,7 +209,10 @@ def _attach(
         modules_to_save=_fresh_heads(base, model, head) if kind == "classify" else None,
         inference_mode=False,
     )
-    network = get_peft_model(base.network, config, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        # peft reads an attribute that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        network = get_peft_model(base.network, config, autocast_adapter_dtype=True)
     if model.gradient_checkpointing:
         base.network.gradient_checkpointing_enable({"use_reentrant": False})
         base.network.enable_input_require_grads()

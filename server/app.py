@@ -66,6 +66,11 @@ def make_app(make_plan: Callable[[Context], Plan]) -> ServerApp:
     return app
 
 
+def checkpoint_folder(output_dir: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return output_dir / "checkpoints"
+
+
 def run_plan(grid: Grid, plan: Plan) -> RunResult:
     """Run every round, then release. Errors: SettingsError before the first round."""
     settings, folder = plan.settings, Path(plan.coordinator.output_dir)
@@ -74,7 +79,7 @@ def run_plan(grid: Grid, plan: Plan) -> RunResult:
         grid,
         settings,
         build_strategy(settings.federation),
-        CheckpointStore(folder / "checkpoints", settings),
+        CheckpointStore(checkpoint_folder(folder), settings),
         plan.observer,
         plan.central_evaluation,
         plan.site_names,

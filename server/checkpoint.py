@@ -55,6 +55,15 @@ class CheckpointStore:
             old.unlink(missing_ok=True)
         return path
 
+    def refuse_to_overwrite(self) -> None:
+        """Errors: FoedusError where the folder holds a run that could be gone on with."""
+        paths = self._paths()
+        if paths:
+            raise FoedusError(
+                f"{self.folder} holds a run up to {paths[-1].name}. Go on with resume=true, or "
+                "choose another output_dir."
+            )
+
     def load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None where there is none at all.
 

@@ -13,7 +13,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from protocol.adapter import AdapterState, layout_size, subset_layout
-from protocol.errors import FoedusError, WireError
+from protocol.errors import WireError
 from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
 from protocol.methods import downloaded_factors, uploaded_factors
 from protocol.settings import RunSettings
@@ -98,12 +98,9 @@ class Coordinator:
         return RunResult(progress.run_id, progress.state, progress.records)
 
     def _start(self, initial: AdapterState, resume: bool) -> Checkpoint:
+        if not resume:
+            self._checkpoints.refuse_to_overwrite()
         newest = self._checkpoints.load_newest()
-        if newest is not None and not resume:
-            raise FoedusError(
-                f"{self._checkpoints.folder} holds a run that reached round {newest.round}. "
-                "Go on with resume=true, or choose another output_dir."
-            )
         if newest is None:
             state = self._strategy.initial_state(initial)
             return Checkpoint(secrets.token_hex(16), 0, state, {}, ())

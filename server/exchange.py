@@ -49,9 +49,12 @@ def exchange(
             on_reply(reply.metadata.src_node_id if node is None else node, reply)
         if not pending or time.monotonic() >= give_up:
             break
-        # Short pauses while replies flow, longer ones while sites train.
-        pause = _SHORTEST_PAUSE_SECONDS if replies else min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+        if replies:
+            # While replies flow, none has to wait for the next.
+            pause = _SHORTEST_PAUSE_SECONDS
+            continue
         time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
+        pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
     silent = tuple(sorted([*silent_at_push, *pending.values()]))
     return Exchange(tuple(sorted(nodes)), silent, time.monotonic() - started)
 

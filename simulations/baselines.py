@@ -7,6 +7,9 @@ train ordinary LoRA (both factors), which is what a firm alone would do.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from protocol.initial import derive_seed
 from protocol.methods import Factors
 from protocol.settings import RunSettings
 
+_PARENT_POLL_SECONDS = 2.0
 _BOTH_FACTORS: Factors = frozenset({"A", "B", "head"})
 
 
@@ -141,3 +145,11 @@ def _report(done: Future[ArmResult], on_finished: Callable[[ArmResult], None]) -
 
 def _start_process(torch_threads: int) -> None:
     torch.set_num_threads(torch_threads)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A killed parent cannot tell its pool; without this its processes would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_SECONDS)
+    os._exit(1)

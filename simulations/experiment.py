@@ -21,8 +21,9 @@ from models.examples import ClauseExample, Example
 from protocol.errors import FoedusError
 from protocol.methods import personal_factors
 from protocol.settings import RunSettings
-from server.app import CoordinatorSettings, Plan
+from server.app import CoordinatorSettings, Plan, checkpoint_folder
 from server.app import make_app as make_server_app
+from server.checkpoint import CheckpointStore
 from server.coordinator import Observer, RunResult
 from server.evaluation import central_evaluation
 from simulations.baselines import ArmRequest, ArmResult, ArmRunner, score_all, tfidf_scores
@@ -79,6 +80,8 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     run = settings.run
     sites = tuple(_as_examples(part, run.task.kind) for part in partitions)
     _check_examples(sites)
+    if not settings.resume:
+        CheckpointStore(checkpoint_folder(Path(settings.output_dir)), run).refuse_to_overwrite()
     tests = _test_sets(settings, sites, _examples(pooled_test, run.task.kind))
     runner = ArmRunner(settings.engine.baseline_processes, settings.engine.torch_threads)
     try:
@@ -105,7 +108,7 @@ def federate(
 ) -> RunResult:
     """The federation itself, by the deployed ServerApp and ClientApp on the chosen engine."""
     output_dir = Path(settings.output_dir)
-    if not settings.resume and not (output_dir / "checkpoints").exists():
+    if not settings.resume:
         clear_state(output_dir)
     site_files = lay_out_sites(output_dir.resolve(), partitions)
     results: list[RunResult] = []

@@ -8,8 +8,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from flwr.supercore.task_identity import TaskIdentity
@@ -25,10 +23,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _flower_task() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def _flower_task() -> None:
     """Flower's Message constructor asks which task runs in this process."""
-    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 1, 0
-    yield
-    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before

@@ -7,15 +7,19 @@ the base model stays loaded, a debugger reaches everything, and a seed fixes eve
 from __future__ import annotations
 
 import copy
+import logging
 import time
 import uuid
 from collections.abc import Iterable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+log = logging.getLogger("foedus.simulations")
 
 RUN_ID = 1
 _SERVER_NODE_ID = 0
@@ -80,9 +84,18 @@ class InProcessGrid(Grid):
         for message_id in message_ids:
             message = self._waiting.pop(message_id, None)
             if message is not None:
-                context = self._contexts[message.metadata.dst_node_id]
-                return [self._client_app(message, context)]
+                return [self._answer(message)]
         return []
+
+    def _answer(self, message: Message) -> Message:
+        """The reply, or, as on a deployed node, an error reply where the ClientApp raised."""
+        node_id = message.metadata.dst_node_id
+        try:
+            return self._client_app(message, self._contexts[node_id])
+        except Exception as error:
+            log.exception("The ClientApp of node %d raised.", node_id)
+            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__)
+            return Message(failure, reply_to=message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

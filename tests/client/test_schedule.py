@@ -13,7 +13,11 @@ FRACTIONS = st.floats(0, 1)
 
 
 @given(
-    st.integers(1, 50), st.integers(1, 20), st.data(), FRACTIONS, st.floats(0.01, 1, exclude_min=True)
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.data(),
+    FRACTIONS,
+    st.floats(0.01, 1, exclude_min=True),
 )
 def test_the_factor_is_never_zero_and_never_above_one(
     steps: int, rounds: int, data: st.DataObject, warmup: float, final: float

@@ -1,0 +1,142 @@
+"""The egress guard: what was not agreed does not leave, and what leaves has a receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.egress import EgressGuard, content_digest
+from client.receipts import ReceiptLog
+from protocol.adapter import FloatArray
+from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, ExpectedReply, Reply
+from protocol.reasons import RefusalReason
+from tests.small_runs import RUN_ID
+
+LAYOUT = {"m.x.lora_B.weight": (7, 2), "m.head.weight": (3, 6)}
+EXPECTED = ExpectedReply("train", RUN_ID, 1, LAYOUT)
+SECRET = "Acme pays Globex"
+
+
+def update(**changes: Any) -> dict[str, FloatArray]:
+    return {name: np.full(shape, 0.1, np.float32) for name, shape in LAYOUT.items()} | changes
+
+
+def reply(**changes: Any) -> Reply:
+    facts: dict[str, Any] = {"metrics": {"num_examples": 3.0}, "update": update()}
+    return Reply(**{"run_id": RUN_ID, "round": 1, **facts, **changes})
+
+
+@pytest.fixture
+def receipts(tmp_path: Path) -> ReceiptLog:
+    return ReceiptLog(tmp_path / "receipts.jsonl")
+
+
+def test_an_agreed_reply_leaves_as_it_is_with_a_receipt(receipts: ReceiptLog) -> None:
+    content = EgressGuard(EXPECTED, 1.0, receipts).release(reply())
+    parsed = EXPECTED.parse(content)
+    np.testing.assert_array_equal(parsed.update["m.head.weight"], update()["m.head.weight"])
+    (receipt,) = receipts.verify()
+    assert (receipt.kind, receipt.run_id, receipt.round, receipt.status) == (
+        "train",
+        RUN_ID,
+        1,
+        "ok",
+    )
+    digest, num_bytes = content_digest(content)
+    assert receipt.digest == digest
+    assert receipt.num_bytes == num_bytes > 4 * 32
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "an unknown tensor": {"update": update(**{"m.embeddings": np.zeros(4, np.float32)})},
+    "a missing tensor": {"update": {"m.head.weight": np.zeros((3, 6), np.float32)}},
+    "a wrong shape": {"update": update(**{"m.head.weight": np.zeros((6, 3), np.float32)})},
+    "a wrong dtype": {"update": update(**{"m.head.weight": np.zeros((3, 6), np.complex64)})},
+    "NaN": {"update": update(**{"m.head.weight": np.full((3, 6), np.nan, np.float32)})},
+    "infinity": {"update": update(**{"m.head.weight": np.full((3, 6), np.inf, np.float32)})},
+    "a norm over the bound": {"update": update(**{"m.head.weight": np.ones((3, 6), np.float32)})},
+    "an unknown metric": {"metrics": {"num_examples": 3.0, "num_clients": 2.0}},
+    "a text among the metrics": {"metrics": {"num_examples": 3.0, "train_loss": SECRET}},
+    "a list among the metrics": {"metrics": {"num_examples": [1.0, 2.0]}},
+    "no number of examples": {"metrics": {"train_loss": 1.0}},
+    "NaN among the metrics": {"metrics": {"num_examples": 3.0, "train_loss": float("nan")}},
+    "a metric named after a client": {"metrics": {"num_examples": 3.0, SECRET: 1.0}},
+    "another round": {"round": 2},
+    "another run": {"run_id": "f" * 32},
+    "an invented status": {"status": SECRET},
+    "an update beside a refusal": {"status": str(RefusalReason.NO_DATA)},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_was_not_agreed_becomes_a_refusal_code_and_nothing_else(
+    receipts: ReceiptLog, what: str
+) -> None:
+    content = EgressGuard(EXPECTED, 2.0, receipts).release(reply(**BAD[what]))
+    assert set(content) == {CONFIG, METRICS}
+    assert dict(content[METRICS]) == {}
+    config = content.config_records[CONFIG]
+    assert config["status"] == RefusalReason.EGRESS
+    assert (config["run_id"], config["round"]) == (RUN_ID, 1)
+    assert SECRET not in repr(content)
+    (receipt,) = receipts.verify()
+    assert receipt.status == "egress" and SECRET not in receipts.path.read_text()
+
+
+def test_the_bound_is_met_by_an_update_exactly_on_it(receipts: ReceiptLog) -> None:
+    on_bound = {name: np.zeros(shape, np.float32) for name, shape in LAYOUT.items()}
+    on_bound["m.head.weight"][0, :2] = [3.0, 4.0]
+    guard = EgressGuard(EXPECTED, 5.0, receipts)
+    assert ARRAYS in guard.release(reply(update=on_bound))
+    on_bound["m.head.weight"][0, 1] = np.nextafter(np.float32(4), np.float32(5))
+    assert ARRAYS not in guard.release(reply(update=on_bound))
+
+
+def test_an_honest_refusal_leaves_with_its_own_code(receipts: ReceiptLog) -> None:
+    refusal = Reply(RUN_ID, 1, RefusalReason.NO_DATA)
+    content = EgressGuard(EXPECTED, 1.0, receipts).release(refusal)
+    assert content.config_records[CONFIG]["status"] == "no_data"
+    assert [receipt.status for receipt in receipts.verify()] == ["no_data"]
+
+
+def test_nothing_leaves_where_no_receipt_can_be_written(
+    receipts: ReceiptLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(_: int) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        EgressGuard(EXPECTED, 1.0, receipts).release(reply())
+
+
+def test_the_digest_covers_every_number_and_every_byte_that_leaves() -> None:
+    first = reply().to_content()
+    digest, _ = content_digest(first)
+    assert content_digest(reply().to_content())[0] == digest
+    small = update(
+        **{"m.head.weight": np.full((3, 6), np.nextafter(np.float32(0.1), np.float32(1)))}
+    )
+    others = [
+        reply(update=small),
+        reply(metrics={"num_examples": 4.0}),
+        reply(metrics={"num_examples": 3.0, "train_loss": 0.0}),
+        reply(round=2),
+        reply(run_id="f" * 32),
+        reply(status="policy"),
+    ]
+    digests = {content_digest(other.to_content())[0] for other in others}
+    assert len(digests) == len(others) and digest not in digests
+
+
+def test_the_digest_can_be_recomputed_by_hand_from_what_was_sent() -> None:
+    content = Reply(RUN_ID, 1, "ok", {"num_examples": 3.0}, update()).to_content()
+    lines = [f"config.{k}={v!r}\n" for k, v in sorted(content.config_records[CONFIG].items())]
+    lines += [f"metrics.{k}={v!r}\n" for k, v in sorted(content.metric_records[METRICS].items())]
+    data = content.array_records[ARRAYS][FLAT].data
+    assert content_digest(content)[0] == hashlib.sha256("".join(lines).encode() + data).hexdigest()

@@ -1,0 +1,127 @@
+"""Receipts: a chain in which a change shows, and which survives a crash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from client.receipts import GENESIS, Receipt, ReceiptLog
+from protocol.errors import FoedusError
+from tests.small_runs import RUN_ID
+
+
+def append(log: ReceiptLog, round_: int) -> Receipt:
+    return log.append(
+        kind="train", run_id=RUN_ID, round_=round_, status="ok", digest="d" * 64, num_bytes=99
+    )
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> ReceiptLog:
+    """Four receipts."""
+    log = ReceiptLog(tmp_path / "state" / "receipts.jsonl")
+    for round_ in range(1, 5):
+        append(log, round_)
+    return log
+
+
+def test_the_chain_verifies_and_says_what_left(chain: ReceiptLog) -> None:
+    receipts = list(chain.verify())
+    assert [r.sequence for r in receipts] == [0, 1, 2, 3]
+    assert [r.round for r in receipts] == [1, 2, 3, 4]
+    assert receipts[0].previous == GENESIS
+    assert len({r.previous for r in receipts}) == 4
+    assert all((r.kind, r.status, r.num_bytes) == ("train", "ok", 99) for r in receipts)
+
+
+def test_no_log_is_an_empty_chain(tmp_path: Path) -> None:
+    assert list(ReceiptLog(tmp_path / "none.jsonl").verify()) == []
+
+
+def test_another_process_continues_the_chain(chain: ReceiptLog) -> None:
+    assert append(ReceiptLog(chain.path), 5).sequence == 4
+    assert len(list(chain.verify())) == 5
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_an_altered_receipt_shows(chain: ReceiptLog, line: int) -> None:
+    lines = chain.path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"num_bytes": 99', b'"num_bytes": 98')
+    chain.path.write_bytes(b"".join(lines))
+    with pytest.raises(FoedusError, match=f"line {line + 2} does not follow"):
+        list(chain.verify())
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+def test_a_removed_receipt_shows(chain: ReceiptLog, line: int) -> None:
+    lines = chain.path.read_bytes().splitlines(keepends=True)
+    del lines[line]
+    chain.path.write_bytes(b"".join(lines))
+    with pytest.raises(FoedusError, match=f"line {line + 1} does not follow"):
+        list(chain.verify())
+
+
+def test_an_inserted_or_swapped_receipt_shows(chain: ReceiptLog) -> None:
+    lines = chain.path.read_bytes().splitlines(keepends=True)
+    chain.path.write_bytes(b"".join([*lines[:2], lines[1], *lines[2:]]))
+    with pytest.raises(FoedusError, match="line 3 does not follow"):
+        list(chain.verify())
+    chain.path.write_bytes(b"".join([lines[0], lines[2], lines[1], lines[3]]))
+    with pytest.raises(FoedusError, match="line 2 does not follow"):
+        list(chain.verify())
+
+
+@pytest.mark.parametrize("text", ["no json", '{"sequence": 0}', "[]"])
+def test_a_line_that_is_no_receipt_shows(chain: ReceiptLog, text: str) -> None:
+    lines = chain.path.read_bytes().splitlines(keepends=True)
+    chain.path.write_bytes(b"".join([lines[0], text.encode() + b"\n", *lines[2:]]))
+    with pytest.raises(FoedusError, match="line 2 is no receipt"):
+        list(chain.verify())
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 40, -1])
+def test_a_half_written_last_line_is_healed_by_the_next_receipt(
+    chain: ReceiptLog, kept_bytes: int
+) -> None:
+    data = chain.path.read_bytes()
+    start = data[:-1].rindex(b"\n") + 1
+    chain.path.write_bytes(data[:start] + data[start:][:kept_bytes])
+    # With -1 the line is whole but for its end of line, so it was not promised to anyone yet.
+    assert append(chain, 5).sequence == 3
+    receipts = list(chain.verify())
+    assert [r.round for r in receipts] == [1, 2, 3, 5]
+
+
+def test_a_half_written_only_line_is_healed(tmp_path: Path) -> None:
+    log = ReceiptLog(tmp_path / "receipts.jsonl")
+    log.path.write_bytes(b'{"digest": "ab')
+    assert append(log, 1).sequence == 0
+    assert len(list(log.verify())) == 1
+
+
+def test_a_log_longer_than_one_read_is_continued_and_healed(tmp_path: Path) -> None:
+    log = ReceiptLog(tmp_path / "receipts.jsonl")
+    for round_ in range(40):
+        append(log, round_)
+    assert log.path.stat().st_size > 8192
+    with log.path.open("ab") as stream:
+        stream.write(b'{"digest": "ab')
+    assert append(log, 40).sequence == 40
+    assert len(list(log.verify())) == 41
+
+
+def test_a_receipt_holds_digests_and_sizes_only(chain: ReceiptLog) -> None:
+    keys = set(json.loads(chain.path.read_text().splitlines()[0]))
+    assert keys == {
+        "sequence",
+        "time",
+        "kind",
+        "run_id",
+        "round",
+        "status",
+        "digest",
+        "num_bytes",
+        "previous",
+    }

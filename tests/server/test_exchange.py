@@ -1,0 +1,92 @@
+"""One exchange: every reply is handed over as it comes, and silence has an end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flwr.app import Message
+
+from protocol.messages import train_request
+from server.exchange import Exchange, exchange
+from simulations.engines.in_process import InProcessGrid
+from tests.little_sites import UnreliableGrid, good_reply, little_app, little_run, little_state
+from tests.small_runs import RUN_ID
+
+RUN = little_run()
+
+
+def ask(
+    grid: InProcessGrid, nodes: int, deadline_seconds: float
+) -> tuple[Exchange, list[tuple[int, Message]]]:
+    content = train_request(RUN_ID, 1, RUN, little_state(RUN)).to_content()
+    messages = [Message(content, node, "train") for node in range(1, nodes + 1)]
+    heard: list[tuple[int, Message]] = []
+    outcome = exchange(grid, messages, deadline_seconds, lambda n, m: heard.append((n, m)))
+    return outcome, heard
+
+
+def test_every_reply_is_handed_over_with_the_node_that_was_asked() -> None:
+    outcome, heard = ask(InProcessGrid(little_app(), 3), 3, 5.0)
+    assert [node for node, _ in heard] == [1, 2, 3]
+    assert all(reply.metadata.src_node_id == node for node, reply in heard)
+    assert (outcome.asked, outcome.silent) == ((1, 2, 3), ())
+    assert outcome.seconds < 1.0
+
+
+def test_each_reply_is_handed_over_before_the_next_site_works() -> None:
+    events: list[str] = []
+
+    def respond(node: int, request: Any) -> Any:
+        events.append(f"site {node}")
+        return good_reply(node, request)
+
+    content = train_request(RUN_ID, 1, RUN, little_state(RUN)).to_content()
+    messages = [Message(content, node, "train") for node in (1, 2)]
+    grid = InProcessGrid(little_app(respond), 2)
+    exchange(grid, messages, 5.0, lambda node, _: events.append(f"reply {node}"))
+    assert events == ["site 1", "reply 1", "site 2", "reply 2"]
+
+
+def test_a_silent_node_is_named_once_the_deadline_has_passed() -> None:
+    grid = UnreliableGrid(little_app(), 3, silent={2})
+    outcome, heard = ask(grid, 3, 0.3)
+    assert [node for node, _ in heard] == [1, 3]
+    assert outcome.silent == (2,)
+    assert 0.3 <= outcome.seconds < 1.0
+
+
+def test_a_deadline_ends_an_exchange_in_which_nobody_answers() -> None:
+    outcome, heard = ask(UnreliableGrid(little_app(), 2, silent={1, 2}), 2, 0.1)
+    assert heard == [] and outcome.silent == (1, 2) and outcome.seconds < 1.0
+
+
+def test_what_would_come_after_the_deadline_is_not_waited_for() -> None:
+    def slow(node: int, request: Any) -> Any:
+        time.sleep(0.2)
+        return good_reply(node, request)
+
+    outcome, heard = ask(InProcessGrid(little_app(slow), 4), 4, 0.1)
+    assert [node for node, _ in heard] == [1]
+    assert outcome.silent == (2, 3, 4)
+
+
+def test_a_reply_that_arrives_twice_is_handed_over_twice() -> None:
+    outcome, heard = ask(UnreliableGrid(little_app(), 2, twice={1}), 2, 5.0)
+    assert sorted(node for node, _ in heard) == [1, 1, 2]
+    assert outcome.silent == ()
+
+
+def test_a_client_that_raises_is_an_error_reply_as_on_a_deployed_node() -> None:
+    def fail(node: int, request: Any) -> Any:
+        raise RuntimeError("text of a contract")
+
+    outcome, heard = ask(InProcessGrid(little_app(fail), 1), 1, 5.0)
+    ((node, reply),) = heard
+    assert node == 1 and reply.has_error() and outcome.silent == ()
+    assert "contract" not in repr(reply.error)
+
+
+def test_nobody_asked_is_an_exchange_that_ends_at_once() -> None:
+    outcome, heard = ask(InProcessGrid(little_app(), 1), 0, 5.0)
+    assert (outcome.asked, outcome.silent, heard) == ((), (), [])
