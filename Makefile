@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	rm -rf outputs/demo
-	$(BIN)/foedus simulate output_dir=outputs/demo
+	$(BIN)/foedus simulate output_dir=outputs/demo federation.rounds=5
 
 test: setup
 	$(BIN)/python -m pytest

@@ -83,6 +83,9 @@ class Site:
             examples = self.examples(run.task.kind)
             chosen = examples.train if part == "train" else examples.held_out
             self._tokenised[key] = tokenise(run, chosen)
+            lost = len(chosen) - len(self._tokenised[key])
+            if lost:
+                log.warning("%d %s examples have no answer within max_tokens.", lost, part)
         return self._tokenised[key]
 
     def _read(self, kind: str) -> SiteExamples:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from models.base import BaseModel, load_base
 from protocol.adapter import AdapterState, FloatArray, factor_of
@@ -25,7 +26,6 @@ from protocol.peft_folder import saved_module
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 
 _ADAPTER = "default"
-_NEVER_ADAPTED = ("lm_head", "embed_tokens", "word_embeddings", "wte")
 
 
 class AdaptedModel:
@@ -146,7 +146,8 @@ def target_module_names(network: nn.Module, adapter: AdapterSettings) -> list[st
             f". This model has {', '.join(sorted({n.rpartition('.')[2] for n in names}))}."
         )
     chosen = [n for n in names if any(_matches(n, t) for t in adapter.targets)]
-    forbidden = [n for n in chosen if n.rpartition(".")[2] in _NEVER_ADAPTED]
+    output = network.get_output_embeddings() if isinstance(network, PreTrainedModel) else None
+    forbidden = [n for n in chosen if output is not None and network.get_submodule(n) is output]
     if forbidden:
         raise FoedusError(f"adapter.targets: {forbidden} are tied to embeddings; leave them out.")
     return _keep_last_layers(chosen, adapter.last_layers)

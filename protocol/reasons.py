@@ -42,4 +42,3 @@ class RejectionReason(StrEnum):
     NORM_OVER_BOUND = "norm_over_bound"
     DUPLICATE = "duplicate"
     UNASKED = "unasked"
-    LATE = "late"

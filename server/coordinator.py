@@ -146,7 +146,7 @@ class Coordinator:
                 round_, len(admission.admitted), federation.quorum,
             )  # fmt: skip
         aggregate_seconds = fold_seconds + time.monotonic() - began
-        means, per_site, num_evaluating = self._evaluate(run_id, round_, state)
+        means, per_site, num_evaluating = self._evaluate(run_id, round_, state, outcome.silent)
         bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
         record = RoundRecord(
             round=round_,
@@ -175,7 +175,7 @@ class Coordinator:
         return True
 
     def _evaluate(
-        self, run_id: str, round_: int, state: AdapterState
+        self, run_id: str, round_: int, state: AdapterState, silent: tuple[int, ...]
     ) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:
         """(means, per site, sites asked): at the sites on their held-out data, and on the public
         test set."""
@@ -183,7 +183,8 @@ class Coordinator:
         every = federation.evaluate_every
         if round_ != federation.rounds and (every == 0 or round_ % every != 0):
             return {}, {}, 0
-        nodes = sorted(self._grid.get_node_ids())
+        # A site that let the training deadline pass would make this one pass too.
+        nodes = sorted(set(self._grid.get_node_ids()) - set(silent))
         expected = ExpectedReply("evaluate", run_id, round_, {})
         admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
         replies: dict[int, Mapping[str, float]] = {}

@@ -151,7 +151,10 @@ def _step(
 
 
 def batch_loss(adapted: AdaptedModel, run: RunSettings, batch: Sequence[Tokenised]) -> Tensor:
-    """Sum over the batch's examples of each example's own mean loss (a scalar)."""
+    """Sum over the batch's examples of each example's own mean loss (a scalar).
+
+    Packed sequences: the mean over all answer tokens of the batch, times its examples.
+    """
     device = adapted.base.device
     pad_id = int(adapted.base.tokenizer.pad_token_id or 0)
     if run.task.kind == "classify":

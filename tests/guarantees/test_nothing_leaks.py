@@ -23,6 +23,7 @@ from flwr.common.serde import message_to_proto
 
 import client.rounds
 from client.app import load_site, make_app
+from client.training.loop import train
 from models.adapted import adapted_model
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 from server.app import CoordinatorSettings, Plan, run_plan
@@ -91,9 +92,9 @@ def needles(run: RunSettings) -> dict[str, bytes]:
     found["token ids in words"] = str(ids)[1:-1].encode()
     found["token ids as int32"] = np.array(ids, np.int32).tobytes().lower()
     found["token ids as int64"] = np.array(ids, np.int64).tobytes().lower()
-    pieces = [piece.strip("#Ġ▁").lower() for piece in tokenizer.convert_ids_to_tokens(ids)]
-    found |= {f"piece {p}": p.encode() for p in pieces if len(p) >= 8 and p not in "guarantees"}
-    return found
+    pieces = {str(tokenizer.decode([token])).strip(" #").lower() for token in ids}
+    # One ordinary word of the sentence may be in a log for other reasons.
+    return found | {f"piece {p}": p.encode() for p in pieces - {"guarantees"} if len(p) >= 8}
 
 
 def hits(run: RunSettings, places: dict[str, bytes]) -> list[tuple[str, str]]:
@@ -136,7 +137,8 @@ def plant(folder: Path, site: int) -> Path:
     (contracts / "broken.docx").write_bytes(b"PK\x03\x04" + SECRET.encode())
     (contracts / "broken.pdf").write_bytes(b"%PDF-1.7\n" + SECRET.encode())
     (contracts / "broken.jsonl.gz").write_bytes(b"\x1f\x8b" + SECRET.encode())
-    (contracts / "old.txt").write_bytes(b"\xff\xfe" + SECRET.encode("utf-16-le")[:-1])
+    (contracts / "old.txt").write_bytes(b"\xff\xfe" + SECRET.encode("utf-16-le"))
+    (contracts / "half.txt").write_bytes(b"\xff\xfe" + SECRET.encode("utf-16-le")[:-1])
     (contracts / "lease.txt").write_text(f"1. Lease\n\n{SECRET}. " * 9, encoding="utf-8")
     (contracts / "memo.txt.json").write_text(f'{{"matter": "{SECRET}"', encoding="utf-8")
     return path
@@ -182,7 +184,8 @@ def test_a_planted_sentence_is_in_no_byte_that_leaves_or_stays_outside_the_contr
     kinds = {place.rsplit(".", 1)[-1] for place in places}
     assert {"checkpoint", "jsonl", "json", "safetensors", "md"} <= kinds
     assert sum(place.startswith("up") for place in places) == 8
-    assert "Skipped broken.docx" in caplog.text and "Skipped old.txt" not in caplog.text
+    for name in ("broken.docx", "broken.pdf", "broken.jsonl.gz", "half.txt"):
+        assert f"Skipped {name}" in caplog.text
     assert hits(run, places) == []
 
 
@@ -190,12 +193,11 @@ def test_not_even_an_internal_error_that_quotes_a_contract_lets_it_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = replace(small_run(), federation=replace(small_run().federation, rounds=3))
-    plain = client.rounds.train
 
     def fails_in_round_2(adapted: Any, run: Any, examples: Any, *rest: Any, **more: Any) -> Any:
         if rest[1] == 2:
             raise ValueError(f"cannot digest {SECRET!r}") from KeyError(SECRET)
-        return plain(adapted, run, examples, *rest, **more)
+        return train(adapted, run, examples, *rest, **more)
 
     monkeypatch.setattr(client.rounds, "train", fails_in_round_2)
     with caplog.at_level(logging.DEBUG):
@@ -213,9 +215,7 @@ def test_an_error_before_any_reply_lets_nothing_out_either(
     path = tmp_path / "site.yaml"
     path.write_text(f"name: [{SECRET}\n", encoding="utf-8")
     grid = RecordingGrid(make_app(lambda _: load_site(path)), 1)
-    plan = Plan(
-        small_run(rounds=1), CoordinatorSettings(str(tmp_path / "output")), LogObserver()
-    )
+    plan = Plan(small_run(rounds=1), CoordinatorSettings(str(tmp_path / "output")), LogObserver())
     result = run_plan(grid, plan)
     # An answer without a request's run id is of no run.
     assert [entry["reason"] for entry in result.records[0].rejected] == ["wrong_run"]
