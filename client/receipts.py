@@ -1,8 +1,8 @@
 """The site's own record of everything that left it: hash-chained JSON lines.
 
-Each line holds the SHA-256 of the line before, so a line that was removed, altered or inserted shows
-as soon as another follows it. The end of the file has nothing after it to show a cut: keep the newest
-line elsewhere to detect that. Lines name digests and sizes only; nothing could reveal a contract.
+Each line holds the SHA-256 of the line before, so a line that was removed, altered or inserted
+shows as soon as another follows it. The end of the file has nothing after it to show a cut: keep
+the newest line elsewhere to detect that. Lines name digests and sizes only, never text.
 """
 
 from __future__ import annotations
