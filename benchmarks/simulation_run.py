@@ -100,7 +100,7 @@ def run_foedus(job: Job) -> RunRecord:
 
     ends: list[float] = []
     settings = composed_settings(job.overrides)
-    torch.set_num_threads(settings.engine.torch_threads)
+    torch.set_num_threads(settings.engine.threads(num_arms=0))
     corpus = load_corpus(settings.data)
     partitions = partition(corpus.train, (), settings.sites)
     settings = with_labels(settings, corpus.labels)

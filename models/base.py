@@ -41,6 +41,7 @@ _DROPOUT_FIELDS = (
     "attn_pdrop",
     "classifier_dropout",
 )
+_LONGEST_PLAIN_ATTENTION_TOKENS = 256
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
@@ -166,6 +167,7 @@ def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
         "trust_remote_code": False,
         "output_loading_info": True,
         **_quantisation(model, device),
+        **_attention(model, device, dtype),
     }
     # The library's own report of missing head weights would alarm: they are expected, see
     # `fresh_modules`.
@@ -205,6 +207,17 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.backends.cpu.get_cpu_capability()
     return capabilities == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _attention(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """torch's fused attention, but for short bfloat16 sequences on a CPU, where its backward pass
+    takes 4 to 13 times as long as plain matrix products (docs/experiments.md)."""
+    plain = (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and model.max_tokens <= _LONGEST_PLAIN_ATTENTION_TOKENS
+    )
+    return {"attn_implementation": "eager"} if plain else {}
 
 
 def _quantisation(model: ModelSettings, device: torch.device) -> dict[str, Any]:

@@ -74,7 +74,6 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     Errors: FoedusError before anything is trained where data, settings or folder do not fit.
     """
     started = time.monotonic()
-    torch.set_num_threads(settings.engine.torch_threads)
     partitions, pooled_test = _partitions(settings)
     settings = with_labels(settings, _labels(partitions, pooled_test))
     run = settings.run
@@ -83,9 +82,11 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     if not settings.resume:
         CheckpointStore(checkpoint_folder(Path(settings.output_dir)), run).refuse_to_overwrite()
     tests = _test_sets(settings, sites, _examples(pooled_test, run.task.kind))
-    runner = ArmRunner(settings.engine.baseline_processes, settings.engine.torch_threads)
+    requests = _arm_requests(settings, sites, tests)
+    threads = settings.engine.threads(len(requests))
+    torch.set_num_threads(threads)
+    runner = ArmRunner(settings.engine.baseline_processes, threads)
     try:
-        requests = _arm_requests(settings, sites, tests)
         progress.arms_planned(len(requests))
         futures = runner.start(requests, progress.arm_finished)
         result = federate(settings, partitions, dict(tests)[POOLED], progress.observer)

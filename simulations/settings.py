@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,9 +22,16 @@ class EngineSettings:
     """Where sites run. Changes speed, never results beyond float tolerance."""
 
     name: str = setting("in_process", choices=("in_process", "ray"), doc="engine")
-    torch_threads: int = setting(1, minimum=1, doc="threads of the in-process engine and baselines")
+    torch_threads: int = setting(
+        0, minimum=0, doc="threads of each process; 0 = the cores shared among those that train"
+    )
     baseline_processes: int = setting(1, minimum=0, doc="processes beside the federation; 0 = none")
     cpus_per_site: float = setting(1.0, minimum=0.01, doc="ray: cores per working site")
+
+    def threads(self, num_arms: int) -> int:
+        """Torch threads of each process when `num_arms` baselines are trained beside."""
+        processes = 1 + min(self.baseline_processes, num_arms)
+        return self.torch_threads or max(1, (os.cpu_count() or 1) // processes)
 
 
 @dataclass(frozen=True)
