@@ -191,8 +191,8 @@ def _stock(settings: StockSettings, workload: Workload, scratch: Path) -> Callab
 
 
 def _timed(job: Job, folder: Path, workload: Workload) -> Timed:
-    """Errors: FoedusError with the end of the process's output where it failed, or where a site's
-    update was lost, as then the speeds could not be compared."""
+    """Errors: FoedusError with the first error in the process's output where it failed, or where
+    a site's update was lost, as then the speeds could not be compared."""
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
     started = time.monotonic()
@@ -207,16 +207,25 @@ def _timed(job: Job, folder: Path, workload: Workload) -> Timed:
     )
     seconds = time.monotonic() - started
     result_file = Path(job.result_file)
+    output = done.stdout + done.stderr
     if done.returncode != 0 or not result_file.exists():
-        raise FoedusError(f"A run of {job.kind} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+        raise FoedusError(
+            f"A run of {job.kind} failed with status {done.returncode}: {_first_error(output)}"
+        )
     record = RunRecord(**json.loads(result_file.read_text(encoding="utf-8")))
     expected = workload.firms * workload.rounds
     if record.updates != expected:
         raise FoedusError(
-            f"Expected {expected} updates of {job.kind}, got {record.updates}:\n"
-            f"{(done.stdout + done.stderr)[-4000:]}"
+            f"Expected {expected} updates of {job.kind}, got {record.updates}: "
+            f"{_first_error(output)}"
         )
     return Timed(seconds, record)
+
+
+def _first_error(output: str) -> str:
+    """From the first traceback on: what follows it is mostly Ray, falling over it."""
+    start = max(0, output.find("Traceback"))
+    return "\n" + output[start : start + 4000]
 
 
 def _environment() -> dict[str, str]:

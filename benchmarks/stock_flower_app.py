@@ -229,7 +229,13 @@ def make_server_app(
             metrics = [reply.metric_records["metrics"] for reply in replies]
             return MetricRecord({"train_loss": fmean(float(m["train_loss"]) for m in metrics)})  # type: ignore[arg-type]
 
-        FedAvg(fraction_evaluate=0.0, train_metrics_aggr_fn=mean_loss).start(
+        sites = len(settings.site_files)
+        FedAvg(
+            fraction_evaluate=0.0,
+            min_train_nodes=sites,
+            min_available_nodes=sites,
+            train_metrics_aggr_fn=mean_loss,
+        ).start(
             grid=grid,
             initial_arrays=ArrayRecord(model.trained_state()),
             num_rounds=settings.rounds,

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from models.memory import keep_freed_memory
 from models.presets import PRESETS
 from protocol.errors import FoedusError
 from protocol.settings import ModelSettings, TaskSettings
@@ -155,6 +156,8 @@ def load_base(model: ModelSettings, task: TaskSettings) -> BaseModel:
     digest = model_digest(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _dtype(model, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     # A model folder may name Python files of its own; they are never run.
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for name in _DROPOUT_FIELDS:

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulation_run import RunRecord
-from benchmarks.simulation_speed import IN_PROCESS, RAY, STOCK, Timed, Workload, result_of
+from benchmarks.simulation_speed import (
+    IN_PROCESS,
+    IN_PROCESS_FLOAT32,
+    RAY,
+    STOCK,
+    STOCK_KEPT,
+    STOCK_TUNED,
+    Timed,
+    Workload,
+    result_of,
+)
 
 WORKLOAD = Workload(firms=6, rounds=3)
 
@@ -31,6 +41,26 @@ def test_the_figure_is_the_better_engine_over_the_tutorial_app() -> None:
     assert by_name[RAY]["times_stock"] == 2.0
     assert by_name[RAY]["steady_times_stock"] == 5.0
     assert by_name[STOCK]["steady_updates_per_minute"] == 24.0
+
+
+def test_the_share_of_bfloat16_is_told_apart_from_the_rest() -> None:
+    headline = {
+        IN_PROCESS: [_timed(20.0, 5.0)],
+        STOCK: [_timed(60.0, 15.0)],
+        RAY: [_timed(40.0, 5.0)],
+    }
+    variants = {
+        IN_PROCESS_FLOAT32: [_timed(40.0, 10.0)],
+        STOCK: [_timed(60.0, 15.0)],
+        STOCK_KEPT: [_timed(50.0, 12.0)],
+        STOCK_TUNED: [_timed(30.0, 8.0)],
+    }
+    result = result_of(headline, variants, WORKLOAD)
+    assert "float32 on both sides, in process: 1.50" in result.what
+    assert "bfloat16 alone: 2.00 times" in result.what
+    names = [row["competitor"] for row in result.rows]
+    assert names == [IN_PROCESS, STOCK, RAY, IN_PROCESS_FLOAT32, STOCK_KEPT, STOCK_TUNED]
+    assert result.rows[-1]["times_stock"] == 2.0
 
 
 @pytest.mark.slow
