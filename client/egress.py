@@ -14,7 +14,8 @@ from flwr.app import RecordDict
 from client.receipts import ReceiptLog
 from protocol.adapter import l2_norm
 from protocol.errors import Refusal, WireError
-from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, ExpectedReply, Reply
+from protocol.flat_array import FLAT
+from protocol.messages import ARRAYS, CONFIG, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason, RejectionReason
 
 log = logging.getLogger("foedus.client")

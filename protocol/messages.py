@@ -7,7 +7,6 @@ piece of a document could travel.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Mapping
@@ -15,20 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from protocol.adapter import AdapterState, FloatArray, Layout, layout_digest, pack, unpack
+from protocol.adapter import AdapterState, FloatArray, Layout, layout_digest, unpack
 from protocol.codec import decode, encode, flatten, unflatten
 from protocol.errors import SettingsError, WireError
+from protocol.flat_array import array_record, expect_keys, flat_array
 from protocol.reasons import RefusalReason, RejectionReason
 from protocol.settings import RunSettings
 
 PROTOCOL_VERSION = 1
-MAX_ADAPTER_BYTES = 2**31
-# A flat array's header has 118 characters.
-_MAX_HEADER_CHARACTERS = 256
 
-ARRAYS, CONFIG, METRICS, FLAT = "arrays", "config", "metrics", "adapter"
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 
 TRAIN_METRICS = frozenset({"num_examples", "num_steps", "train_loss", "train_seconds"})
 EVALUATE_METRICS = frozenset({"num_examples", "loss", "accuracy", "macro_f1"})
@@ -68,7 +65,7 @@ class Request:
             "adapter.base_digest": self.state.base_digest,
             **flatten(encode(self.settings), "settings."),
         }
-        return RecordDict({ARRAYS: _array_record(self.state.tensors), CONFIG: ConfigRecord(config)})
+        return RecordDict({ARRAYS: array_record(self.state.tensors), CONFIG: ConfigRecord(config)})
 
     @classmethod
     def from_content(cls, content: RecordDict, kind: Kind) -> Request:
@@ -133,7 +130,7 @@ class Reply:
             METRICS: MetricRecord({name: float(v) for name, v in sorted(self.metrics.items())}),
         }
         if self.update:
-            records[ARRAYS] = _array_record(self.update)
+            records[ARRAYS] = array_record(self.update)
         return RecordDict(records)
 
 
@@ -166,7 +163,7 @@ class ExpectedReply:
 
     def _parse(self, content: RecordDict) -> Reply:
         config = _record(content, CONFIG, ConfigRecord)
-        _expect_keys(config, {"version", "run_id", "round", "status", "layout_digest"})
+        expect_keys(config, {"version", "run_id", "round", "status", "layout_digest"})
         _expect(config["version"], PROTOCOL_VERSION, RejectionReason.WRONG_VERSION, "version")
         _expect(config["run_id"], self.run_id, RejectionReason.WRONG_RUN, "run_id")
         _expect(config["round"], self.round, RejectionReason.WRONG_ROUND, "round")
@@ -177,14 +174,14 @@ class ExpectedReply:
             raise WireError(code, str(status) if known else "unknown status")
         metrics = self._metrics(content)
         if not self.layout:
-            _expect_records(content, {CONFIG, METRICS})
+            expect_keys(content, {CONFIG, METRICS})
             return EvaluateReply(self.run_id, self.round, "ok", metrics)
-        _expect_records(content, {CONFIG, METRICS, ARRAYS})
+        expect_keys(content, {CONFIG, METRICS, ARRAYS})
         expected_digest = layout_digest(self.layout)
         _expect(
             config["layout_digest"], expected_digest, RejectionReason.WRONG_LAYOUT, "layout_digest"
         )
-        flat = _flat_array(_record(content, ARRAYS, ArrayRecord))
+        flat = flat_array(_record(content, ARRAYS, ArrayRecord))
         return TrainReply(self.run_id, self.round, "ok", metrics, unpack(flat, self.layout))
 
     def _metrics(self, content: RecordDict) -> dict[str, float]:
@@ -212,16 +209,16 @@ class ExpectedReply:
 
 
 def _parse_request(content: RecordDict, kind: Kind) -> Request:
-    _expect_records(content, {ARRAYS, CONFIG})
+    expect_keys(content, {ARRAYS, CONFIG})
     config = dict(_record(content, CONFIG, ConfigRecord))
     config.pop(_FLOWER_ROUND, None)
     _expect(config.pop("version", None), PROTOCOL_VERSION, RefusalReason.WRONG_VERSION, "version")
     _expect(config.pop("kind", None), kind, RefusalReason.MALFORMED_REQUEST, "kind")
     nested = unflatten(config)
-    _expect_keys(nested, {"run_id", "round", "adapter", "settings"})
+    expect_keys(nested, {"run_id", "round", "adapter", "settings"})
     settings = decode(RunSettings, nested["settings"], "request settings")
     header = nested["adapter"]
-    _expect_keys(header, {"names", "shapes", "base_digest"})
+    expect_keys(header, {"names", "shapes", "base_digest"})
     run_id, round_ = nested["run_id"], nested["round"]
     if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise ValueError("run_id is not 32 hex digits.")
@@ -231,7 +228,7 @@ def _parse_request(content: RecordDict, kind: Kind) -> Request:
     if not _DIGEST.fullmatch(header["base_digest"]):
         raise ValueError("adapter.base_digest is not 64 hex digits.")
     layout = _parse_layout(header["names"], header["shapes"])
-    flat = _flat_array(_record(content, ARRAYS, ArrayRecord))
+    flat = flat_array(_record(content, ARRAYS, ArrayRecord))
     state = AdapterState(
         unpack(flat, layout),
         settings.adapter.rank,
@@ -257,51 +254,6 @@ def _parse_layout(names: list[str], shapes: list[str]) -> dict[str, tuple[int, .
     return layout
 
 
-def _array_record(tensors: Mapping[str, FloatArray]) -> ArrayRecord:
-    return ArrayRecord({FLAT: Array(pack(tensors))})
-
-
-def _flat_array(record: ArrayRecord) -> FloatArray:
-    """The one array of a record. Its declared form is checked before its bytes are parsed."""
-    _expect_keys(record, {FLAT})
-    array = record[FLAT]
-    if array.stype != "numpy.ndarray" or array.dtype != "float32":
-        raise WireError(
-            RejectionReason.WRONG_DTYPE,
-            f"Expected float32 as numpy.ndarray, got {array.dtype} as {array.stype}.",
-        )
-    if len(array.data) > MAX_ADAPTER_BYTES:
-        raise WireError(
-            RejectionReason.WRONG_SHAPE,
-            f"Expected at most {MAX_ADAPTER_BYTES} bytes, got {len(array.data)}.",
-        )
-    return _read_npy(array.data)
-
-
-def _read_npy(data: bytes) -> FloatArray:
-    """The flat float32 array in NumPy's format, as a read-only view of its bytes.
-
-    Read by hand, because NumPy's own reader allocates whatever size a header announces, follows
-    nested headers down, opens zip files and ignores what comes after the array.
-    """
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("Expected NumPy's format 1.0.")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(
-        stream, max_header_size=_MAX_HEADER_CHARACTERS
-    )
-    if dtype != np.float32:
-        raise WireError(RejectionReason.WRONG_DTYPE, f"Expected float32 data, got {dtype}.")
-    num_bytes = len(data) - stream.tell()
-    if len(shape) != 1 or 4 * shape[0] != num_bytes:
-        raise WireError(
-            RejectionReason.WRONG_SHAPE,
-            f"Expected one flat array that fills the record, got {shape} in {num_bytes} bytes.",
-        )
-    flat: FloatArray = np.frombuffer(data, dtype=np.float32, offset=stream.tell())
-    return flat
-
-
 def _record(content: RecordDict, key: str, kind: type[Any]) -> Any:
     record = content.get(key)
     if not isinstance(record, kind):
@@ -309,18 +261,6 @@ def _record(content: RecordDict, key: str, kind: type[Any]) -> Any:
             RejectionReason.MALFORMED, f"Expected a {kind.__name__} under '{key}', got none."
         )
     return record
-
-
-def _expect_records(content: RecordDict, names: set[str]) -> None:
-    _expect_keys(content, names)
-
-
-def _expect_keys(mapping: Mapping[str, Any], names: set[str]) -> None:
-    if set(mapping) != names:
-        unknown, missing = sorted(set(mapping) - names), sorted(names - set(mapping))
-        raise WireError(
-            RejectionReason.MALFORMED, f"Unknown keys {unknown}, missing keys {missing}."
-        )
 
 
 def _expect(value: object, expected: object, code: str, what: str) -> None:

@@ -28,7 +28,8 @@ from protocol.adapter import (
     unpack,
 )
 from protocol.errors import FoedusError, WireError
-from protocol.messages import FLAT, ExpectedReply, Reply, evaluate_request, train_request
+from protocol.flat_array import FLAT
+from protocol.messages import ExpectedReply, Reply, evaluate_request, train_request
 from protocol.methods import METHODS, downloaded_factors, uploaded_factors
 from protocol.reasons import RejectionReason
 from protocol.settings import FederationSettings, RunSettings

@@ -13,7 +13,8 @@ import pytest
 from client.egress import EgressGuard, content_digest
 from client.receipts import ReceiptLog
 from protocol.adapter import FloatArray
-from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, ExpectedReply, Reply
+from protocol.flat_array import FLAT
+from protocol.messages import ARRAYS, CONFIG, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason
 from tests.small_runs import RUN_ID
 

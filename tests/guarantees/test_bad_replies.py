@@ -13,7 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.clientapp import ClientApp
 
 from protocol.adapter import FloatArray
-from protocol.messages import ARRAYS, CONFIG, FLAT, METRICS, Reply, Request
+from protocol.flat_array import FLAT
+from protocol.messages import ARRAYS, CONFIG, METRICS, Reply, Request
 from protocol.reasons import RefusalReason, RejectionReason
 from simulations.engines.in_process import InProcessGrid
 from strategies.registry import build_strategy

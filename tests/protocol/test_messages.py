@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from protocol.adapter import AdapterState, FloatArray, layout_digest, pack
 from protocol.errors import WireError
+from protocol.flat_array import FLAT
 from protocol.messages import (
     ARRAYS,
     CONFIG,
-    FLAT,
     METRICS,
     EvaluateReply,
     EvaluateRequest,
