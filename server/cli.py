@@ -59,7 +59,9 @@ def history(
     for entry in record["rounds"]:
         aside = ", ".join(f"{r['site']}: {r['reason']}" for r in entry["rejected"]) or "-"
         scores = ", ".join(
-            f"{k} {v:.3f}" for k, v in sorted(entry["metrics"].items()) if k.startswith("central")
+            f"{k} {v:.3f}"
+            for k, v in sorted(entry["metrics"].items())
+            if k.startswith("central") and "num_" not in k
         )
         sites = f"{len(entry['admitted'])} of {len(entry['cohort'])}"
         silent = ", ".join(entry["silent"]) or "-"

@@ -56,12 +56,12 @@ def simulation_settings(config: Mapping[str, Any]) -> SimulationSettings:
     problems: list[str] = []
     where = "conf/simulate.yaml and its overrides"
 
-    def part(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    def part(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
         try:
             decoder = decode_data_settings if cls is DataSettings else None
             return decoder(values, where) if decoder else decode(cls, values, where)
         except SettingsError as error:
-            problems.extend(error.problems)
+            problems.extend(f"{prefix}{problem}" for problem in error.problems)
             return None
 
     simulation = dict(config["simulation"])
@@ -71,9 +71,9 @@ def simulation_settings(config: Mapping[str, Any]) -> SimulationSettings:
                  if a not in ARMS]  # fmt: skip
     parts = (
         part(RunSettings, {f.name: config[f.name] for f in fields(RunSettings)}),
-        part(DataSettings, config["data"]),
-        part(SitesSettings, simulation),
-        part(EngineSettings, config["engine"]),
+        part(DataSettings, config["data"], "data."),
+        part(SitesSettings, simulation, "simulation."),
+        part(EngineSettings, config["engine"], "engine."),
     )
     if problems:
         raise SettingsError(where, problems)

@@ -74,5 +74,5 @@ def test_all_problems_of_all_parts_are_told_at_once() -> None:
     words = ["adapter.rank=0", "simulation.num_sites=0", "engine.name=spark", "data.firms=99"]
     with pytest.raises(SettingsError) as caught:
         simulation_settings(composed(words))
-    for key in ("adapter.rank", "num_sites", "name", "firms"):
-        assert any(key in problem for problem in caught.value.problems)
+    for key in ("adapter.rank", "simulation.num_sites", "engine.name", "data.firms"):
+        assert any(problem.startswith(key) for problem in caught.value.problems)
