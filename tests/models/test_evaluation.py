@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from models.adapted import adapted_model, initial_state
 from models.evaluation import (
@@ -15,6 +18,7 @@ from models.evaluation import (
     LanguageScores,
     classification_scores,
     evaluate,
+    macro_f1,
     tokenise,
 )
 from models.examples import ChatExample, ClauseExample
@@ -120,3 +124,10 @@ def test_causal_loss_is_the_mean_over_answer_tokens_as_plain_transformers_says()
 
 def test_a_hopeless_model_has_a_finite_perplexity() -> None:
     assert math.isfinite(LanguageScores(1, 1, 1e9).perplexity)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60))
+def test_macro_f1_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    targets, predictions = np.array(pairs).T
+    theirs = f1_score(targets, predictions, average="macro", zero_division=0)
+    assert macro_f1(targets, predictions) == pytest.approx(theirs, abs=1e-12)
