@@ -25,11 +25,11 @@ def setting(
     doc: str,
     minimum: float | None = None,
     maximum: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[str] | Sequence[int] | None = None,
 ) -> Any:
     """Declare a dataclass field with its bounds (inclusive) and its one-line meaning.
 
-    `choices` restricts strings. Bounds of a tuple hold for each element.
+    `choices` restricts strings and whole numbers. Bounds of a tuple hold for each element.
     """
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
@@ -119,7 +119,7 @@ def _as_scalar(hint: Any, value: Any) -> Scalar | None:
 def _broken_bound(value: Scalar, bounds: Mapping[str, Any]) -> str | None:
     choices, low, high = bounds.get("choices"), bounds.get("minimum"), bounds.get("maximum")
     if choices is not None and value not in choices:
-        return f"expected one of {', '.join(choices)}"
+        return f"expected one of {', '.join(map(str, choices))}"
     if isinstance(value, str | bool):
         return None
     if not math.isfinite(value):

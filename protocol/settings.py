@@ -24,6 +24,9 @@ class ModelSettings:
         "native", choices=("mean", "native"), doc="what a classification head sees"
     )
     head_scale: float = setting(8.0, minimum=0.01, doc="length of the mean-pooled vector")
+    head_start: str = setting(
+        "zero", choices=("zero", "labels"), doc="a new linear head: zero, or from the labels' names"
+    )
     max_tokens: int = setting(128, minimum=8, maximum=131072, doc="tokens kept per example")
     precision: str = setting(
         "auto", choices=("auto", "float32", "bfloat16"), doc="arithmetic of the base model"
@@ -99,6 +102,58 @@ class FederationSettings:
 
 
 @dataclass(frozen=True)
+class PrivacySettings:
+    """Differential privacy of local training. A site's policy may demand more, never less.
+
+    Every site derives its noise multiplier sigma from target_epsilon, delta, sampling_rate and all
+    planned steps, rounds * steps_per_round. The guarantee: see docs/privacy.md.
+    """
+
+    mode: str = setting("none", choices=("none", "dp"), doc="none, or dp for DP-SGD at each site")
+    unit: str = setting(
+        "matter", choices=("matter", "example"), doc="whose presence in the data is hidden"
+    )
+    target_epsilon: float = setting(8.0, minimum=0.01, doc="epsilon of the whole run, per unit")
+    delta: float = setting(1e-5, minimum=1e-12, maximum=1e-2, doc="delta of the whole run")
+    clip_norm: float = setting(1.0, minimum=1e-6, doc="L2 of one unit's gradient at most")
+    sampling_rate: float = setting(
+        0.25, minimum=1e-5, maximum=1.0, doc="chance of each unit to be in a step (Poisson)"
+    )
+    steps_per_round: int = setting(4, minimum=1, doc="noisy steps at a site in each round")
+    examples_per_matter: int = setting(8, minimum=1, doc="drawn of a sampled matter at most")
+    optimizer: str = setting("adam", choices=("adam", "sgd"), doc="of the noisy steps")
+    noise: str = setting(
+        "chacha20", choices=("chacha20", "chacha20_x4"), doc="x4: sums of four draws, see docs"
+    )
+    adaptive_clipping: bool = setting(False, doc="let the clip norm follow a quantile of norms")
+    clip_quantile: float = setting(0.5, minimum=0.01, maximum=0.99, doc="the quantile it follows")
+    clip_learning_rate: float = setting(0.2, minimum=0.0, maximum=2.0, doc="of its logarithm")
+    clip_count_noise: float = setting(
+        0.05, minimum=1e-3, doc="noise of the counted share, in shares of the expected batch"
+    )
+    acknowledge_both_factors: bool = setting(
+        False, doc="accept that noise on A and B together grows with their product"
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """True where training is private."""
+        return self.mode == "dp"
+
+
+@dataclass(frozen=True)
+class SecureAggregationSettings:
+    """The coordinator sees only the sum of a cohort's updates."""
+
+    enabled: bool = setting(False, doc="mask updates; needs a roster at every site")
+    bits: int = setting(32, choices=(16, 20, 24, 32), doc="of each coordinate on the wire")
+    degree: int = setting(
+        0, minimum=0, doc="neighbours of each site in the mask graph; 0 = all up to 32 sites"
+    )
+    attempts: int = setting(2, minimum=1, maximum=10, doc="tries of a round before it is given up")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Everything a run is made of."""
 
@@ -107,3 +162,5 @@ class RunSettings:
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     federation: FederationSettings = field(default_factory=FederationSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    secure_aggregation: SecureAggregationSettings = field(default_factory=SecureAggregationSettings)
