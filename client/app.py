@@ -11,10 +11,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.rounds import UNKNOWN_RUN, answer, place_of
+from client.secure_aggregation.answer import answer_phase
 from client.site import Site
 from protocol.errors import FoedusError
 from protocol.messages import Kind, Reply
 from protocol.reasons import RefusalReason
+from protocol.secure_aggregation.wire import SECURE
 
 log = logging.getLogger("foedus.client")
 
@@ -42,9 +44,27 @@ def make_app(find_site: Callable[[Context], Site]) -> ClientApp:
             log.error("No reply could be given to a %s request: %s", kind, place_of(error))
             raise NoReply from None
 
+    def take_part(message: Message, context: Context, training: bool) -> Message:
+        try:
+            content = answer_phase(find_site(context), message.content, training=training)
+            return Message(content, reply_to=message)
+        except FoedusError as error:
+            log.error("This node has no usable site configuration: %s", error)
+            raise NoReply from None
+        except Exception as error:
+            # Nothing is signed without a site, and nothing may leave without a receipt.
+            log.error("No reply could be given in a secure session: %s", place_of(error))
+            raise NoReply from None
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        if SECURE in message.content:
+            return take_part(message, context, training=True)
         return respond(message, context, "train")
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return take_part(message, context, training=False)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

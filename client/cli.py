@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from client.audit_command import audit
+from client.ledger_command import show_ledger
 from protocol.errors import FoedusError
 
 if TYPE_CHECKING:
@@ -276,6 +278,10 @@ def _print_inventory(inventory: Inventory) -> None:
         typer.echo(f"left out, {reason}: {number}")
     for broken in inventory.unreadable:
         typer.echo(printable_line(f"not read: {broken.source}: {broken.reason}"))
+
+
+app.command("ledger")(show_ledger)
+app.command("audit")(audit)
 
 
 def _site(config: Path) -> Site:

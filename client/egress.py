@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 from flwr.app import RecordDict
 
@@ -17,17 +18,32 @@ from protocol.errors import Refusal, WireError
 from protocol.flat_array import FLAT
 from protocol.messages import ARRAYS, CONFIG, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason, RejectionReason
+from protocol.secure_aggregation.messages import parse_reply
+from protocol.secure_aggregation.wire import (
+    Phase,
+    SessionId,
+    content_size,
+    message_digest,
+    refusal_content,
+)
 
 log = logging.getLogger("foedus.client")
 
 
 class EgressGuard:
-    """Checks and records replies to one request."""
+    """Checks and records replies to one request. ledger_head: see `Receipt.ledger`."""
 
-    def __init__(self, expected: ExpectedReply, norm_bound_l2: float, receipts: ReceiptLog) -> None:
+    def __init__(
+        self,
+        expected: ExpectedReply,
+        norm_bound_l2: float,
+        receipts: ReceiptLog,
+        ledger_head: Callable[[], str] = str,
+    ) -> None:
         self._expected = expected
         self._norm_bound_l2 = norm_bound_l2
         self._receipts = receipts
+        self._ledger_head = ledger_head
 
     def release(self, reply: Reply) -> RecordDict:
         """The records that may leave. A reply that breaks the agreement becomes a refusal."""
@@ -46,6 +62,7 @@ class EgressGuard:
             status=reply.status,
             digest=digest,
             num_bytes=num_bytes,
+            ledger=self._ledger_head(),
         )
         return content
 
@@ -72,6 +89,41 @@ def _on_the_wire(reply: Reply) -> RecordDict:
         raise Refusal(
             RefusalReason.EGRESS, f"Expected tensors and numbers, got {type(error).__name__}."
         ) from None
+
+
+def release_phase(
+    content: RecordDict,
+    phase: Phase,
+    session: SessionId,
+    num_masked_bytes: int,
+    receipts: ReceiptLog,
+    ledger_head: Callable[[], str] = str,
+) -> RecordDict:
+    """A reply of secure aggregation, or a refusal in its place where it breaks the agreement.
+
+    A masked input is as random as its masks, so nothing in it can be checked but its length; its
+    norm was checked before it was masked. The receipt's kind is "secure.PHASE".
+    """
+    try:
+        parse_reply(content, phase, session, num_masked_bytes)
+        status = "ok"
+    except WireError as error:
+        if error.code == RejectionReason.REFUSED_BY_SITE:
+            status = str(error)
+        else:
+            log.error("The egress guard held back a %s reply: %s", phase, error.code)
+            status = RefusalReason.EGRESS
+            content = refusal_content(phase, session, status)
+    receipts.append(
+        kind=f"secure.{phase}",
+        run_id=session.run_id,
+        round_=session.round,
+        status=status,
+        digest=message_digest(content).hex(),
+        num_bytes=content_size(content),
+        ledger=ledger_head(),
+    )
+    return content
 
 
 def content_digest(content: RecordDict) -> tuple[str, int]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import RecordDict
 
 from client.egress import EgressGuard
 from client.personal import PersonalFactors
+from client.secure_aggregation.plain_update import refuse_readable_update
 from client.site import Site
-from client.training.loop import train
-from client.update import plain_update_steps, run_steps
+from client.trained_update import trained_update
 from models.adapted import AdaptedModel, adapted_model
 from models.evaluation import evaluate
-from protocol.adapter import AdapterState, FloatArray, factor_of, l2_norm, subset_layout
+from protocol.adapter import AdapterState, FloatArray, subset_layout
 from protocol.errors import FoedusError, Refusal, WireError
-from protocol.initial import derive_seed, initial_tensors
+from protocol.initial import initial_tensors
 from protocol.messages import ExpectedReply, Kind, Reply, Request
 from protocol.methods import (
     METHODS,
     downloaded_factors,
     personal_factors,
-    trained_factors,
     uploaded_factors,
 )
 from protocol.reasons import RefusalReason
@@ -59,8 +57,9 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
         log.error("Failed on a %s request: %s", kind, place_of(error))
         reply = _refusal(request, RefusalReason.INTERNAL)
     bound = request.settings.federation.update_norm_bound if request else 0.0
-    expected = ExpectedReply(kind, reply.run_id, reply.round, layout)
-    return EgressGuard(expected, bound, site.receipts).release(reply)
+    private = bool(request and request.settings.privacy.enabled)
+    expected = ExpectedReply(kind, reply.run_id, reply.round, layout, private)
+    return EgressGuard(expected, bound, site.receipts, site.ledger.head).release(reply)
 
 
 def _work(site: Site, adapted: AdaptedModel, request: Request) -> Reply:
@@ -100,44 +99,17 @@ def assemble(site: Site, adapted: AdaptedModel, request: Request) -> AdapterStat
 
 
 def _train(site: Site, adapted: AdaptedModel, request: Request, state: AdapterState) -> Reply:
-    run, round_ = request.settings, request.round
-    method = run.federation.method
-    adapted.load(state.tensors)
-    result = train(
-        adapted,
-        run,
-        site.tokenised(run, "train"),
-        trained_factors(method, round_),
-        round_,
-        derive_seed(run.federation.seed, "train", site.settings.name, round_),
-        on_step=_log_steps(site.settings.name),
-    )
-    kept = personal_factors(method)
-    if kept:
-        PersonalFactors(site.state_folder, request.run_id).save(round_, adapted.tensors(kept))
-    uploaded = uploaded_factors(method, round_)
-    received = {n: t for n, t in state.tensors.items() if factor_of(n) in uploaded}
-    steps = plain_update_steps(received, run.federation.update_norm_bound)
-    update = run_steps(steps, adapted.tensors(uploaded))
-    log.info(
-        "Round %d: trained %d steps on %d examples, loss %.3f; %s; update norm %.3f",
-        round_,
-        result.num_steps,
-        result.num_examples,
-        result.train_loss,
-        " -> ".join(step.name for step in steps),
-        l2_norm(update),
-    )
-    metrics = {
-        "num_examples": result.num_examples,
-        "num_steps": result.num_steps,
-        "train_loss": result.train_loss,
-        "train_seconds": result.train_seconds,
-    }
-    return Reply(request.run_id, round_, "ok", metrics, update)
+    refuse_readable_update(site, request)
+    trained = trained_update(site, adapted, request, state)
+    return Reply(request.run_id, request.round, "ok", trained.metrics, trained.update)
 
 
 def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
+    if request.settings.privacy.enabled:
+        raise Refusal(
+            RefusalReason.PRIVATE_TRAINING,
+            "Expected no request to evaluate in a private run: scores on contracts carry no noise.",
+        )
     examples = site.tokenised(request.settings, "held_out")
     if not examples:
         raise Refusal(RefusalReason.NO_DATA, "Expected held-out examples, got none.")
@@ -149,14 +121,6 @@ def _refusal(request: Request | None, code: str) -> Reply:
     if request is None:
         return Reply(UNKNOWN_RUN, 0, code)
     return Reply(request.run_id, request.round, code)
-
-
-def _log_steps(site_name: str) -> Callable[[int, int], None]:
-    def on_step(done: int, planned: int) -> None:
-        if done == planned or done % 50 == 0:
-            log.debug("%s: step %d of %d", site_name, done, planned)
-
-    return on_step
 
 
 def place_of(error: Exception) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from yaml import YAMLError
 
 from client.contracts import ReadResult, read_contracts
 from client.examples.build import SiteExamples, build_examples
+from client.policy import PolicySettings
+from client.privacy.ledger import Ledger
 from client.receipts import ReceiptLog
 from protocol.codec import decode, setting
 from protocol.errors import FoedusError
@@ -37,6 +40,9 @@ class SiteSettings:
         0.2, minimum=0.0, maximum=0.9, doc="share of matters kept from training"
     )
     excluded_matters: tuple[str, ...] = setting((), doc="matters that are never read")
+    identity: str = setting("", doc="file of this site's private key; for secure aggregation")
+    roster: str = setting("", doc="file of the consortium's members; for secure aggregation")
+    policy: PolicySettings = field(default_factory=PolicySettings)
 
 
 class Site:
@@ -47,6 +53,8 @@ class Site:
         self.contracts_folder = folder / settings.contracts
         self.held_out_folder = folder / settings.held_out if settings.held_out else None
         self.state_folder = folder / settings.state
+        self.identity_file = folder / settings.identity if settings.identity else None
+        self.roster_file = folder / settings.roster if settings.roster else None
         self.receipts = ReceiptLog(self.state_folder / "receipts.jsonl")
         self._examples: dict[str, SiteExamples] = {}
         self._tokenised: dict[tuple[RunSettings, str], list[Tokenised]] = {}
@@ -66,6 +74,11 @@ class Site:
                 f"Expected a site configuration in YAML at {path}, got {error}"
             ) from error
         return cls(decode(SiteSettings, loaded, str(path)), path.parent)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What private training has cost the site's data so far."""
+        return Ledger(self.state_folder / "privacy.sqlite3", self.receipts)
 
     def examples(self, kind: str) -> SiteExamples:
         """The site's examples for a task; what could not be used is logged by count."""

@@ -26,6 +26,9 @@ from protocol.peft_folder import saved_module
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 
 _ADAPTER = "default"
+# A label's logit per unit of cosine similarity in a head made from names. Of 5, 10, 15, 20 and 30 it
+# gave the least loss on CUAD's dev clauses.
+_LABEL_SHARPNESS = 15.0
 
 
 class AdaptedModel:
@@ -89,13 +92,18 @@ class AdaptedModel:
                 logits: Tensor = self.network(**batch).logits
             return logits.float()
         inner: Any = self.network.base_model.model
+        pooled = self.pooled(batch) * self.settings.head_scale
+        scores: Tensor = inner.get_submodule(self.head)(pooled)
+        return scores.float()
+
+    def pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Mean of the last hidden states over real tokens, of length 1: (batch, hidden)."""
+        inner: Any = self.network.base_model.model
         with self._autocast():
             hidden = inner.base_model(**batch).last_hidden_state.float()
         weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-        pooled = nn.functional.normalize(mean, dim=-1) * self.settings.head_scale
-        scores: Tensor = inner.get_submodule(self.head)(pooled)
-        return scores.float()
+        return nn.functional.normalize(mean, dim=-1)
 
     def token_logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Next-token logits (batch, tokens, vocabulary)."""
@@ -114,9 +122,34 @@ def initial_state(run: RunSettings) -> AdapterState:
     """The adapter every run with these settings starts from, before a method prepares it."""
     adapted = adapted_model(run)
     tensors = initial_tensors(adapted.layout, run.federation.seed)
+    if run.head_from_labels:
+        adapted.load(tensors)
+        tensors |= head_from_labels(adapted, run)
     return AdapterState(
         tensors, run.adapter.rank, run.adapter.alpha, adapted.base.digest, run.federation.method
     )
+
+
+def head_from_labels(adapted: AdaptedModel, run: RunSettings) -> dict[str, FloatArray]:
+    """A linear head (weight, bias) that prefers the label whose name reads most like the clause.
+
+    Row k is the centred embedding of "NAME clause of a contract" by the base model itself, so it is
+    made of public words alone: no contract is read, nothing is trained.
+    Needs model.pooling=mean; protocol.compatibility holds that.
+    """
+    names = [f"{label.replace('_', ' ')} clause of a contract" for label in run.task.labels]
+    encoded = adapted.base.tokenizer(names, padding=True, return_tensors="pt")
+    batch = {key: encoded[key].to(adapted.base.device) for key in ("input_ids", "attention_mask")}
+    adapted.network.eval()
+    with torch.no_grad():
+        embedded = adapted.pooled(batch)
+    rows = (embedded - embedded.mean(dim=0)) * (_LABEL_SHARPNESS / run.model.head_scale)
+    tensors: dict[str, FloatArray] = {}
+    for name, shape in adapted.layout.items():
+        if factor_of(name) == "head":
+            zeros = np.zeros(shape, dtype=np.float32)
+            tensors[name] = rows.cpu().numpy() if len(shape) == 2 else zeros
+    return tensors
 
 
 def adapted_model(run: RunSettings) -> AdaptedModel:

@@ -63,6 +63,60 @@ RULES: tuple[Rule, ...] = (
         lambda run: run.federation.quorum > run.federation.min_cohort,
     ),
     Rule(
+        "federation.method=fedit or fedsa",
+        "privacy.mode=dp",
+        "with A and B trained in one round the noise on one is multiplied by the other, so it "
+        "grows much faster than on a single factor.",
+        "federation.method=fedsvd, ffa or rolora, or privacy.acknowledge_both_factors=true.",
+        lambda run: (
+            run.privacy.enabled
+            and METHODS[run.federation.method].trains_both_factors
+            and not run.privacy.acknowledge_both_factors
+        ),
+    ),
+    Rule(
+        "privacy.mode=dp",
+        "task.packing=true",
+        "packed conversations share one sequence, so no gradient belongs to one example alone.",
+        "task.packing=false.",
+        lambda run: run.privacy.enabled and run.task.packing,
+    ),
+    Rule(
+        "privacy.mode=dp",
+        "federation.weighting=examples",
+        "a site's number of examples would leave it without noise.",
+        "federation.weighting=uniform.",
+        lambda run: run.privacy.enabled and run.federation.weighting == "examples",
+    ),
+    Rule(
+        "secure_aggregation",
+        "federation.aggregator",
+        "Krum, medians, trimmed means and every other stock strategy look at single updates, and "
+        "the coordinator has only their sum.",
+        "secure_aggregation=off, or no aggregator: the methods of strategies/ need the sum alone.",
+        lambda run: run.secure_aggregation.enabled and bool(run.federation.aggregator),
+    ),
+    Rule(
+        "secure_aggregation",
+        "federation.min_cohort or quorum below 2",
+        "a sum of one update is that update.",
+        "federation.min_cohort=3 and federation.quorum=3 or more.",
+        lambda run: (
+            run.secure_aggregation.enabled
+            and min(run.federation.min_cohort, run.federation.quorum) < 2
+        ),
+    ),
+    Rule(
+        "model.head_start=labels",
+        "model.pooling=native or task.kind=instruct",
+        "the head made from label names reads the mean of the last hidden states.",
+        "model.pooling=mean with task.kind=classify, or model.head_start=zero.",
+        lambda run: (
+            run.model.head_start == "labels"
+            and (run.model.pooling != "mean" or run.task.kind != "classify")
+        ),
+    ),
+    Rule(
         "task.kind=instruct",
         "model.pooling=mean",
         "pooling is how a classification head reads the base model; a causal model has none.",

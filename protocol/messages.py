@@ -30,6 +30,8 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 TRAIN_METRICS = frozenset({"num_examples", "num_steps", "train_loss", "train_seconds"})
 EVALUATE_METRICS = frozenset({"num_examples", "loss", "accuracy", "macro_f1"})
 REQUIRED_METRICS = frozenset({"num_examples"})
+# Of private training only what the data does not move may leave beside the noised update.
+PRIVATE_TRAIN_METRICS = frozenset({"num_steps"})
 
 # Flower's stock loop adds this key to every request; it repeats our own round.
 _FLOWER_ROUND = "server-round"
@@ -115,6 +117,11 @@ class Reply:
     metrics: Mapping[str, float] = field(default_factory=dict)
     update: Mapping[str, FloatArray] = field(default_factory=dict)
 
+    @property
+    def num_examples(self) -> float:
+        """What the weight of the update goes by; 1 where the site may not tell its size."""
+        return self.metrics.get("num_examples", 1.0)
+
     def to_content(self) -> RecordDict:
         """The Flower records that carry this reply."""
         layout = {name: tuple(tensor.shape) for name, tensor in self.update.items()}
@@ -144,12 +151,14 @@ class EvaluateReply(Reply):
 
 @dataclass(frozen=True)
 class ExpectedReply:
-    """What admission compares a reply with. `layout` is empty for an evaluation."""
+    """What admission compares a reply with. `layout` is empty for an evaluation; `private`: no
+    number that depends on the data without noise is taken."""
 
     kind: Kind
     run_id: str
     round: int
     layout: Layout
+    private: bool = False
 
     def parse(self, content: RecordDict) -> Reply:
         """Check schema, version, run, round, layout, dtype and length; tensors may still be bad.
@@ -186,8 +195,11 @@ class ExpectedReply:
 
     def _metrics(self, content: RecordDict) -> dict[str, float]:
         allowed = TRAIN_METRICS if self.kind == "train" else EVALUATE_METRICS
+        required = REQUIRED_METRICS
+        if self.private:
+            allowed, required = PRIVATE_TRAIN_METRICS, frozenset()
         values = dict(_record(content, METRICS, MetricRecord))
-        if not set(values) <= allowed or not set(values) >= REQUIRED_METRICS:
+        if not set(values) <= allowed or not set(values) >= required:
             raise WireError(
                 RejectionReason.MALFORMED,
                 f"Expected metrics out of {sorted(allowed)}, got {sorted(values)}.",
@@ -197,10 +209,10 @@ class ExpectedReply:
             if isinstance(value, list | bool):
                 raise WireError(RejectionReason.MALFORMED, f"Metric {name} is not one number.")
             metrics[name] = float(value)
-        if not math.isfinite(metrics["num_examples"]) or metrics["num_examples"] <= 0:
+        weight = metrics.get("num_examples", 1.0)
+        if not math.isfinite(weight) or weight <= 0:
             raise WireError(
-                RejectionReason.BAD_WEIGHT,
-                f"Expected a positive num_examples, got {metrics['num_examples']}.",
+                RejectionReason.BAD_WEIGHT, f"Expected a positive num_examples, got {weight}."
             )
         infinite = sorted(name for name, value in metrics.items() if not math.isfinite(value))
         if infinite:

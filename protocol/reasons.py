@@ -50,3 +50,6 @@ class RejectionReason(StrEnum):
     NORM_OVER_BOUND = "norm_over_bound"
     DUPLICATE = "duplicate"
     UNASKED = "unasked"
+    UNKNOWN_MEMBER = "unknown_member"
+    BAD_SIGNATURE = "bad_signature"
+    WRONG_PHASE = "wrong_phase"

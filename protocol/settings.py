@@ -25,7 +25,9 @@ class ModelSettings:
     )
     head_scale: float = setting(8.0, minimum=0.01, doc="length of the mean-pooled vector")
     head_start: str = setting(
-        "zero", choices=("zero", "labels"), doc="a new linear head: zero, or from the labels' names"
+        "auto",
+        choices=("auto", "zero", "labels"),
+        doc="a new linear head: zero, or from the labels' names; auto = labels in private runs",
     )
     max_tokens: int = setting(128, minimum=8, maximum=131072, doc="tokens kept per example")
     precision: str = setting(
@@ -122,6 +124,8 @@ class PrivacySettings:
     steps_per_round: int = setting(4, minimum=1, doc="noisy steps at a site in each round")
     examples_per_matter: int = setting(8, minimum=1, doc="drawn of a sampled matter at most")
     optimizer: str = setting("adam", choices=("adam", "sgd"), doc="of the noisy steps")
+    learning_rate: float = setting(2e-3, minimum=0.0, doc="peak, of the LoRA factors")
+    head_learning_rate: float = setting(1e-2, minimum=0.0, doc="peak, of a new head")
     noise: str = setting(
         "chacha20", choices=("chacha20", "chacha20_x4"), doc="x4: sums of four draws, see docs"
     )
@@ -164,3 +168,12 @@ class RunSettings:
     federation: FederationSettings = field(default_factory=FederationSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     secure_aggregation: SecureAggregationSettings = field(default_factory=SecureAggregationSettings)
+
+    @property
+    def head_from_labels(self) -> bool:
+        """True where a new head starts from the labels' names; "auto" spends no noise on what the
+        names tell."""
+        if self.model.head_start == "auto":
+            mean_head = self.task.kind == "classify" and self.model.pooling == "mean"
+            return self.privacy.enabled and mean_head
+        return self.model.head_start == "labels"

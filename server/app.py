@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 from models.adapted import initial_state
 from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
-from protocol.errors import SettingsError
+from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
+from protocol.secure_aggregation.roster import Roster, read_roster
+from protocol.secure_aggregation.task import ring_of
 from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import CentralEvaluation, Coordinator, Observer, RunResult
@@ -41,6 +43,7 @@ class CoordinatorSettings:
     output_dir: str = setting(doc="folder of checkpoints, history and the released adapter")
     resume: bool = setting(False, doc="go on from the newest checkpoint in output_dir")
     test_set: str = setting("", doc="public JSONL test set for central evaluation; empty = none")
+    roster: str = setting("", doc="file of the members, for secure aggregation; empty = none")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def run_plan(grid: Grid, plan: Plan) -> RunResult:
         plan.observer,
         plan.central_evaluation,
         plan.site_names,
+        _roster(plan),
     )
     result = coordinator.run(initial_state(settings), resume=plan.coordinator.resume)
     history = {"run_id": result.run_id, "rounds": [r.to_json() for r in result.records]}
@@ -90,6 +94,20 @@ def run_plan(grid: Grid, plan: Plan) -> RunResult:
     release(folder / "adapter", result, settings)
     plan.on_finished(result)
     return result
+
+
+def _roster(plan: Plan) -> Roster | None:
+    """The members, where the run needs to know them. Errors: FoedusError before the first round."""
+    if not plan.settings.secure_aggregation.enabled:
+        return None
+    if not plan.coordinator.roster:
+        raise FoedusError(
+            "secure_aggregation.enabled=true expects coordinator.roster=FILE, the list of members "
+            "that every site holds too, got none."
+        )
+    roster = read_roster(Path(plan.coordinator.roster))
+    ring_of(plan.settings, len(roster.members))
+    return roster
 
 
 def plan_from_run_config(context: Context) -> Plan:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from protocol.adapter import AdapterState, layout_size, subset_layout
-from protocol.errors import WireError
+from protocol.adapter import AdapterState, Layout, layout_size, subset_layout
+from protocol.errors import FoedusError, WireError
 from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
 from protocol.methods import downloaded_factors, uploaded_factors
+from protocol.secure_aggregation.roster import Roster
 from protocol.settings import RunSettings
-from server.admission import Admission
+from server.admission import Admission, SetAside
 from server.checkpoint import Checkpoint, CheckpointStore
+from server.collected import Collected
 from server.exchange import Exchange, exchange
 from server.records import RoundRecord
+from server.secure_aggregation.attempts import AttemptCounter
+from server.secure_aggregation.round import SecureRound
 from strategies.base import LoraStrategy
 from strategies.flower_messages import sample_cohort
 
 log = logging.getLogger("foedus.server")
 
 _BYTES_PER_COORDINATE = 4
+_ATTEMPTS_FILE = "secure_attempts.json"
 
 CentralEvaluation = Callable[[AdapterState], Mapping[str, float]]
 
@@ -56,7 +61,8 @@ class RunResult:
 class Coordinator:
     """Runs one federation over a Flower Grid.
 
-    site_names: node id -> a name for records; other nodes are shown by their id.
+    site_names: node id -> a name for records; other nodes are shown by their id. roster: the
+    members, needed for secure aggregation.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Coordinator:
         observer: Observer,
         central_evaluation: CentralEvaluation | None = None,
         site_names: Mapping[int, str] | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self._grid = grid
         self._settings = settings
@@ -76,6 +83,7 @@ class Coordinator:
         self._observer = observer
         self._central_evaluation = central_evaluation
         self._site_names = dict(site_names or {})
+        self._roster = roster
 
     def run(self, initial: AdapterState, *, resume: bool) -> RunResult:
         """All rounds, from the newest checkpoint if `resume`, else from `initial`.
@@ -115,13 +123,52 @@ class Coordinator:
         started = time.monotonic()
         cohort = sample_cohort(self._grid, federation, round_)
         self._observer.round_started(round_, federation.rounds, len(cohort))
-        uploaded = subset_layout(state.layout, uploaded_factors(federation.method, round_))
-        admission = Admission(
-            ExpectedReply("train", run_id, round_, uploaded),
-            frozenset(cohort),
-            federation.update_norm_bound,
-        )
         self._strategy.begin_round(round_, state)
+        request = train_request(run_id, round_, self._settings, self._download(state))
+        secure = self._settings.secure_aggregation.enabled
+        collect = self._collect_securely if secure else self._collect
+        collected = collect(request, cohort, state)
+        began = time.monotonic()
+        enough = len(collected.admitted) >= federation.quorum
+        if enough:
+            state = self._strategy.finish_round()
+        else:
+            log.warning(
+                "Round %d: %d good replies of %d needed; the adapter stays as it was.",
+                round_, len(collected.admitted), federation.quorum,
+            )  # fmt: skip
+        aggregate_seconds = collected.fold_seconds + time.monotonic() - began
+        means, per_site, num_evaluating = self._evaluate(run_id, round_, state, collected.silent)
+        bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
+        record = RoundRecord(
+            round=round_,
+            seconds=time.monotonic() - started,
+            cohort=self._names(collected.asked),
+            admitted=self._names(collected.admitted),
+            silent=self._names(collected.silent),
+            rejected=self._rejected(collected.set_aside),
+            aggregated=enough,
+            bytes_up=collected.bytes_up,
+            bytes_down=collected.bytes_down,
+            bytes_evaluation=bytes_per_download * num_evaluating,
+            train_seconds=sum(m.get("train_seconds", 0.0) for m in collected.metrics.values()),
+            aggregate_seconds=aggregate_seconds,
+            metrics={**_mean_by_examples(collected.metrics), **means},
+            site_metrics=per_site,
+            secure_attempts=collected.secure_attempts,
+        )
+        return state, record
+
+    def _collect(self, request: Request, cohort: list[int], state: AdapterState) -> Collected:
+        """Fold each site's update as it arrives."""
+        uploaded = self._uploaded(request, state)
+        admission = Admission(
+            ExpectedReply(
+                "train", request.run_id, request.round, uploaded, self._settings.privacy.enabled
+            ),
+            frozenset(cohort),
+            self._settings.federation.update_norm_bound,
+        )
         metrics: dict[int, Mapping[str, float]] = {}
         fold_seconds = 0.0
 
@@ -132,43 +179,68 @@ class Coordinator:
             if reply is not None and self._fold(admission, node_id, state, reply):
                 metrics[node_id] = reply.metrics
             fold_seconds += time.monotonic() - began
-            self._observer.reply_handled(round_, node_id, "train", node_id in metrics)
+            self._observer.reply_handled(request.round, node_id, "train", node_id in metrics)
 
-        request = train_request(run_id, round_, self._settings, self._download(state))
         outcome = self._ask(request, cohort, on_reply)
-        began = time.monotonic()
-        enough = len(admission.admitted) >= federation.quorum
-        if enough:
-            state = self._strategy.finish_round()
-        else:
-            log.warning(
-                "Round %d: %d good replies of %d needed; the adapter stays as it was.",
-                round_, len(admission.admitted), federation.quorum,
-            )  # fmt: skip
-        aggregate_seconds = fold_seconds + time.monotonic() - began
-        means, per_site, num_evaluating = self._evaluate(run_id, round_, state, outcome.silent)
         bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
-        record = RoundRecord(
-            round=round_,
-            seconds=time.monotonic() - started,
-            cohort=self._names(outcome.asked),
-            admitted=self._names(sorted(admission.admitted)),
-            silent=self._names(outcome.silent),
-            rejected=self._rejected(admission),
-            aggregated=enough,
+        return Collected(
+            asked=outcome.asked,
+            admitted=tuple(sorted(admission.admitted)),
+            silent=outcome.silent,
+            set_aside=tuple(admission.set_aside),
+            metrics=metrics,
             bytes_up=_BYTES_PER_COORDINATE * layout_size(uploaded) * len(admission.admitted),
             bytes_down=bytes_per_download * len(cohort),
-            bytes_evaluation=bytes_per_download * num_evaluating,
-            train_seconds=sum(m.get("train_seconds", 0.0) for m in metrics.values()),
-            aggregate_seconds=aggregate_seconds,
-            metrics={**_mean_by_examples(metrics), **means},
-            site_metrics=per_site,
+            fold_seconds=fold_seconds,
         )
-        return state, record
+
+    def _collect_securely(
+        self, request: Request, cohort: list[int], state: AdapterState
+    ) -> Collected:
+        """Fold the mean of the updates, which alone becomes known here."""
+        outcome = SecureRound(
+            self._grid,
+            request,
+            self._uploaded(request, state),
+            self._expect_roster(),
+            AttemptCounter(self._checkpoints.folder / _ATTEMPTS_FILE),
+            lambda node, admitted: self._observer.reply_handled(
+                request.round, node, "train", admitted
+            ),
+        ).run(cohort)
+        began = time.monotonic()
+        if outcome.mean is not None:
+            # Weighting has happened in the sum: what is folded here is the one mean of them all.
+            self._strategy.fold(state.replace_tensors(outcome.mean), 1.0)
+        seconds = outcome.train_seconds
+        return Collected(
+            asked=outcome.asked,
+            admitted=outcome.survivors,
+            silent=tuple(sorted(outcome.silent)),
+            set_aside=tuple(outcome.set_aside),
+            metrics={node: {"train_seconds": seconds[node]} for node in outcome.survivors},
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            fold_seconds=outcome.server_seconds + time.monotonic() - began,
+            secure_attempts=outcome.attempts,
+        )
+
+    def _uploaded(self, request: Request, state: AdapterState) -> Layout:
+        """The layout of the update that a site sends in this round."""
+        method = self._settings.federation.method
+        return subset_layout(state.layout, uploaded_factors(method, request.round))
+
+    def _expect_roster(self) -> Roster:
+        if self._roster is None:
+            raise FoedusError(
+                "Expected a roster of members with secure_aggregation.enabled=true, got none. "
+                "Set coordinator.roster to the file that every site holds too."
+            )
+        return self._roster
 
     def _fold(self, admission: Admission, node_id: int, state: AdapterState, reply: Reply) -> bool:
         try:
-            self._strategy.fold(state.replace_tensors(reply.update), reply.metrics["num_examples"])
+            self._strategy.fold(state.replace_tensors(reply.update), reply.num_examples)
         except WireError as error:
             admission.withdraw(node_id, error)
             return False
@@ -183,8 +255,11 @@ class Coordinator:
         every = federation.evaluate_every
         if round_ != federation.rounds and (every == 0 or round_ % every != 0):
             return {}, {}, 0
-        # A site that let the training deadline pass would make this one pass too.
+        # A site that let the training deadline pass would make this one pass too. Scores on a
+        # site's own contracts carry no noise: in a private run they are not asked for.
         nodes = sorted(set(self._grid.get_node_ids()) - set(silent))
+        if self._settings.privacy.enabled:
+            nodes = []
         expected = ExpectedReply("evaluate", run_id, round_, {})
         admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
         replies: dict[int, Mapping[str, float]] = {}
@@ -219,10 +294,10 @@ class Coordinator:
         ]
         return exchange(self._grid, messages, deadline, on_reply)
 
-    def _rejected(self, admission: Admission) -> tuple[dict[str, str], ...]:
+    def _rejected(self, set_aside: Sequence[SetAside]) -> tuple[dict[str, str], ...]:
         return tuple(
             {"site": self._name(s.node_id), "reason": s.reason.value, "detail": s.detail}
-            for s in admission.set_aside
+            for s in set_aside
         )
 
     def _names(self, nodes: tuple[int, ...] | list[int]) -> tuple[str, ...]:
@@ -233,14 +308,14 @@ class Coordinator:
 
 
 def _mean_by_examples(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Means weighted by num_examples; num_examples itself is summed."""
-    total = sum(m["num_examples"] for m in metrics.values())
-    if total <= 0:
-        return {}
+    """Means weighted by num_examples, which is summed; alike where sites do not tell it."""
+    weights = {node: m.get("num_examples", 1.0) for node, m in metrics.items()}
     names = {name for m in metrics.values() for name in m} - {"num_examples", "train_seconds"}
-    means = {
-        name: sum(m[name] * m["num_examples"] for m in metrics.values() if name in m)
-        / sum(m["num_examples"] for m in metrics.values() if name in m)
-        for name in sorted(names)
-    }
-    return {"num_examples": total, **means}
+    means: dict[str, float] = {}
+    if any("num_examples" in m for m in metrics.values()):
+        means["num_examples"] = sum(weights.values())
+    for name in sorted(names):
+        having = {node: m[name] for node, m in metrics.items() if name in m}
+        total = sum(weights[node] for node in having)
+        means[name] = sum(value * weights[node] for node, value in having.items()) / total
+    return means

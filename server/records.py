@@ -9,8 +9,9 @@ from typing import Any
 @dataclass(frozen=True)
 class RoundRecord:
     """One round. Bytes are of tensors alone, over all sites asked or admitted, those sent out for
-    evaluation apart; seconds are wall time. `rejected` holds {"site", "reason", "detail"};
-    `metrics` the means over sites."""
+    evaluation apart; in secure rounds they are of whole messages, all phases and attempts. Seconds
+    are wall time. `rejected` holds {"site", "reason", "detail"}; `metrics` the means over sites.
+    secure_attempts: sessions of secure aggregation; 0 = none."""
 
     round: int
     seconds: float
@@ -26,6 +27,7 @@ class RoundRecord:
     aggregate_seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
     site_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    secure_attempts: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Ready for json.dumps; inverse of `from_json`."""

@@ -2,7 +2,9 @@
 the simplest text classifier there is.
 
 The first two use the site's own training loop, so budget, schedule and seeds are the same; they
-train ordinary LoRA (both factors), which is what a firm alone would do.
+train ordinary LoRA (both factors), which is what a firm alone would do. In a private run a firm
+alone is private too, with the same noise and the factors of the run's method only; the
+contracts in one place are trained on without noise.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
+from client.trained_update import round_sigma
 from client.training.loop import train
+from client.training.private import train_private
 from models.adapted import adapted_model, initial_state
 from models.evaluation import Scores, classification_scores, evaluate, tokenise
 from models.examples import ClauseExample, Example
 from protocol.adapter import AdapterState
 from protocol.initial import derive_seed
-from protocol.methods import Factors
+from protocol.methods import Factors, trained_factors
 from protocol.settings import RunSettings
+from strategies.registry import build_strategy
 
 _PARENT_POLL_SECONDS = 2.0
 _BOTH_FACTORS: Factors = frozenset({"A", "B", "head"})
@@ -55,13 +60,19 @@ def train_alone(request: ArmRequest) -> ArmResult:
     run = request.run
     adapted = adapted_model(run)
     state = initial_state(run)
+    if run.privacy.enabled:
+        state = build_strategy(run.federation).initial_state(state)
     adapted.load(state.tensors)
     examples = tokenise(run, request.train)
     seconds = 0.0
     for round_ in range(1, run.federation.rounds + 1):
-        seed = derive_seed(run.federation.seed, "train", request.name, round_)
-        result = train(adapted, run, examples, _BOTH_FACTORS, round_, seed)
-        seconds += result.train_seconds
+        if run.privacy.enabled:
+            factors = trained_factors(run.federation.method, round_)
+            private = train_private(adapted, run, examples, factors, round_, round_sigma(run))
+            seconds += private.training.train_seconds
+        else:
+            seed = derive_seed(run.federation.seed, "train", request.name, round_)
+            seconds += train(adapted, run, examples, _BOTH_FACTORS, round_, seed).train_seconds
     final = state.replace_tensors(adapted.tensors(_BOTH_FACTORS))
     return ArmResult(request.name, score_all(run, final, request.tests), seconds)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from client.app import make_app as make_client_app
+from client.audit.training import without_privacy
 from client.contracts import Contract
 from client.examples.build import build_examples
 from client.personal import PersonalFactors
@@ -32,9 +33,16 @@ from simulations.engines.in_process import run_in_process
 from simulations.engines.ray import run_on_ray
 from simulations.general_text import general_examples
 from simulations.partition import SitePartition, partition
+from simulations.privacy import PrivacyOutcome, privacy_outcome
 from simulations.progress import ExperimentProgress
 from simulations.settings import SimulationSettings, with_labels
-from simulations.workspace import SimulatedSites, clear_state, lay_out_sites
+from simulations.workspace import (
+    SimulatedSites,
+    clear_state,
+    lay_out_sites,
+    roster_file,
+    site_file,
+)
 
 POOLED, GENERAL = "pooled", "general"
 CENTRALISED = "centralised"
@@ -66,6 +74,7 @@ class Experiment:
     arms: dict[str, ArmResult]
     tfidf: Scores | None
     total_seconds: float
+    privacy: PrivacyOutcome | None = None
 
 
 def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -> Experiment:
@@ -96,9 +105,9 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     finally:
         runner.close()
     tfidf = _tfidf(settings, sites, dict(tests)[POOLED])
-    return Experiment(
-        settings, sites, result, federated, base, arms, tfidf, time.monotonic() - started
-    )
+    privacy = privacy_outcome(settings, [site.name for site in sites])
+    seconds = time.monotonic() - started
+    return Experiment(settings, sites, result, federated, base, arms, tfidf, seconds, privacy)
 
 
 def federate(
@@ -111,12 +120,17 @@ def federate(
     output_dir = Path(settings.output_dir)
     if not settings.resume:
         clear_state(output_dir)
-    site_files = lay_out_sites(output_dir.resolve(), partitions)
+    secure = settings.run.secure_aggregation.enabled
+    site_files = lay_out_sites(output_dir.resolve(), partitions, with_identities=secure)
     results: list[RunResult] = []
     in_process = settings.engine.name == "in_process"
     plan = Plan(
         settings.run,
-        CoordinatorSettings(settings.output_dir, settings.resume),
+        CoordinatorSettings(
+            settings.output_dir,
+            settings.resume,
+            roster=str(roster_file(output_dir)) if secure else "",
+        ),
         observer,
         # A state without the sites' own factors would be scored as something nobody uses.
         None
@@ -192,7 +206,7 @@ def _arm_requests(
     requests: list[ArmRequest] = []
     if "centralised" in settings.compare:
         pooled = tuple(example for site in sites for example in site.train)
-        requests.append(ArmRequest(CENTRALISED, settings.run, pooled, tests))
+        requests.append(ArmRequest(CENTRALISED, without_privacy(settings.run), pooled, tests))
     if "local" in settings.compare:
         for site in sites:
             chosen = tuple(t for t in tests if t[0] in (POOLED, GENERAL, site.name))
@@ -214,8 +228,8 @@ def _federated_scores(
     scores: dict[str, Scores] = {}
     shared = {name: examples for name, examples in tests if name in (POOLED, GENERAL)}
     for index, site in enumerate(sites):
-        folder = Path(settings.output_dir) / "sites" / f"{index:03d}-{site.name}"
-        state_folder = Site.from_file(folder / "site.yaml").state_folder
+        path = site_file(Path(settings.output_dir), index, site.name)
+        state_folder = Site.from_file(path).state_folder
         kept = PersonalFactors(state_folder, result.run_id).after(run.federation.rounds)
         state = result.state.replace_tensors({**result.state.tensors, **kept})
         own = score_all(run, state, [(site.name, site.test)])

@@ -17,17 +17,27 @@ from client.app import load_site
 from client.contracts import Contract
 from client.site import Site
 from protocol.files import write_atomically
+from protocol.secure_aggregation.identity import Identity, load_identity, save_identity
+from protocol.secure_aggregation.roster import Member, Roster
 from simulations.partition import SitePartition
 
 SITES_FOLDER = "sites"
+IDENTITY_FILE, ROSTER_FILE = "identity.pem", "roster.json"
 
 
-def lay_out_sites(output_dir: Path, partitions: Sequence[SitePartition]) -> list[Path]:
+def lay_out_sites(
+    output_dir: Path, partitions: Sequence[SitePartition], *, with_identities: bool = False
+) -> list[Path]:
     """Write output_dir/sites/NNN-NAME/{site.yaml, contracts/, held_out/}; state folders of an
-    earlier run stay, as a resumed run needs them. Returns the site.yaml paths in order."""
+    earlier run stay, as a resumed run needs them. Returns the site.yaml paths in order.
+
+    with_identities: a key for each site, and the roster of all in output_dir/sites, as secure
+    aggregation needs them; those of an earlier run stay.
+    """
     paths: list[Path] = []
+    members: list[Member] = []
     for index, partition in enumerate(partitions):
-        folder = output_dir / SITES_FOLDER / f"{index:03d}-{partition.name}"
+        folder = site_file(output_dir, index, partition.name).parent
         for name, contracts in (("contracts", partition.train), ("held_out", partition.test)):
             shutil.rmtree(folder / name, ignore_errors=True)
             _write_jsonl(folder / name / "clauses.jsonl", contracts)
@@ -37,9 +47,32 @@ def lay_out_sites(output_dir: Path, partitions: Sequence[SitePartition]) -> list
             "held_out": "held_out",
             "state": "state",
         }
-        write_atomically(folder / "site.yaml", OmegaConf.to_yaml(settings).encode())
-        paths.append(folder / "site.yaml")
+        if with_identities:
+            members.append(Member(partition.name, _identity(folder / IDENTITY_FILE).public_key))
+            settings |= {"identity": IDENTITY_FILE, "roster": f"../{ROSTER_FILE}"}
+        path = site_file(output_dir, index, partition.name)
+        write_atomically(path, OmegaConf.to_yaml(settings).encode())
+        paths.append(path)
+    if with_identities:
+        roster = Roster("simulation", 1, tuple(members))
+        write_atomically(roster_file(output_dir), roster.to_json().encode())
     return paths
+
+
+def site_file(output_dir: Path, index: int, name: str) -> Path:
+    """The configuration of one simulated site, counted from 0."""
+    return output_dir / SITES_FOLDER / f"{index:03d}-{name}" / "site.yaml"
+
+
+def roster_file(output_dir: Path) -> Path:
+    """Where the simulated consortium's roster lies, for all its sites and the coordinator."""
+    return output_dir / SITES_FOLDER / ROSTER_FILE
+
+
+def _identity(path: Path) -> Identity:
+    if not path.exists():
+        save_identity(path, Identity.generate())
+    return load_identity(path)
 
 
 def clear_state(output_dir: Path) -> None:

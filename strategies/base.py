@@ -245,12 +245,14 @@ class LoraStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold what can be read, set the rest aside; (None, None) below the quorum."""
         run, state = self._bound_run(), self._opened_state()
-        expected = ExpectedReply("train", run.run_id, server_round, self._upload_layout)
+        expected = ExpectedReply(
+            "train", run.run_id, server_round, self._upload_layout, run.settings.privacy.enabled
+        )
         admitted: list[Reply] = []
         bound = self.settings.update_norm_bound
         for node_id, reply in parsed_replies(replies, expected, bound):
             try:
-                self.fold(state.replace_tensors(reply.update), reply.metrics["num_examples"])
+                self.fold(state.replace_tensors(reply.update), reply.num_examples)
             except WireError as error:
                 set_aside(node_id, error)
                 continue

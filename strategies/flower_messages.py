@@ -109,12 +109,12 @@ def mean_metrics(replies: Sequence[Reply]) -> MetricRecord:
     record = MetricRecord(
         {
             "num_sites": len(replies),
-            "num_examples": sum(reply.metrics["num_examples"] for reply in replies),
+            "num_examples": sum(reply.num_examples for reply in replies),
         }
     )
     for name in sorted(names):
         counted = [
-            (reply.metrics[name], reply.metrics["num_examples"])
+            (reply.metrics[name], reply.num_examples)
             for reply in replies
             if math.isfinite(reply.metrics.get(name, math.nan))
         ]

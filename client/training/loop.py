@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from client.training.schedule import learning_rate_factor
 from models.adapted import AdaptedModel
-from models.batches import bucketed_batches, pack_batch, packed_sequences, pad_batch
+from models.batches import Batch, bucketed_batches, pack_batch, packed_sequences, pad_batch
 from models.losses import answer_losses, class_losses
 from models.tokens import Tokenised
 from protocol.adapter import factor_of
@@ -155,18 +155,31 @@ def batch_loss(adapted: AdaptedModel, run: RunSettings, batch: Sequence[Tokenise
 
     Packed sequences: the mean over all answer tokens of the batch, times its examples.
     """
-    device = adapted.base.device
-    pad_id = int(adapted.base.tokenizer.pad_token_id or 0)
-    if run.task.kind == "classify":
-        inputs, targets = pad_batch(batch, pad_id, device, per_token=False)
-        return class_losses(adapted.class_logits(inputs), targets).sum()
     if run.task.packing:
-        inputs, targets = pack_batch(batch, device)
+        inputs, targets = pack_batch(batch, adapted.base.device)
         losses, counts = answer_losses(adapted.token_logits(inputs), targets)
         return losses.sum() / counts.sum() * len(batch)
-    inputs, targets = pad_batch(batch, pad_id, device, per_token=True)
+    inputs, targets = padded(adapted, run, batch)
+    return example_losses(adapted, run, inputs, targets).sum()
+
+
+def padded(
+    adapted: AdaptedModel, run: RunSettings, batch: Sequence[Tokenised]
+) -> tuple[Batch, Tensor]:
+    """(inputs, targets) of a batch on the model's device."""
+    pad_id = int(adapted.base.tokenizer.pad_token_id or 0)
+    per_token = run.task.kind != "classify"
+    return pad_batch(batch, pad_id, adapted.base.device, per_token=per_token)
+
+
+def example_losses(
+    adapted: AdaptedModel, run: RunSettings, inputs: Batch, targets: Tensor
+) -> Tensor:
+    """Each example's own mean loss (batch,): what one example does to it no other can change."""
+    if run.task.kind == "classify":
+        return class_losses(adapted.class_logits(inputs), targets)
     losses, counts = answer_losses(adapted.token_logits(inputs), targets)
-    return (losses / counts.clamp(min=1)).sum()
+    return losses / counts.clamp(min=1)
 
 
 def _cuda_devices(adapted: AdaptedModel) -> list[torch.device]:

@@ -56,6 +56,8 @@ def build_report(experiment: Experiment) -> Report:
     forgetting = forgetting_section(experiment)
     if forgetting:
         report["forgetting"] = forgetting
+    if experiment.privacy:
+        report["privacy"] = experiment.privacy.to_json()
     finite: Report = _finite(report)
     return finite
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -124,4 +126,37 @@ def test_a_receipt_holds_digests_and_sizes_only(chain: ReceiptLog) -> None:
         "digest",
         "num_bytes",
         "previous",
+        "ledger",
     }
+
+
+def test_lines_written_before_there_was_a_ledger_still_verify(chain: ReceiptLog) -> None:
+    chain.path.unlink()
+    previous = GENESIS
+    for number in range(2):
+        line = json.dumps(
+            {"sequence": number, "time": "t", "kind": "train", "run_id": RUN_ID, "round": 1,
+             "status": "ok", "digest": "d", "num_bytes": 9, "previous": previous}
+        )  # fmt: skip
+        previous = hashlib.sha256(line.encode()).hexdigest()
+        with chain.path.open("a") as stream:
+            stream.write(line + "\n")
+    append(chain, 2)
+    assert [receipt.ledger for receipt in chain.verify()] == ["", "", ""]
+    assert chain.ledger_heads() == frozenset()
+
+
+def test_the_heads_of_the_ledger_are_those_that_receipts_name(chain: ReceiptLog) -> None:
+    for head in ("1:a", "2:b", "2:b"):
+        chain.append(
+            kind="ledger", run_id=RUN_ID, round_=1, status="reserved", digest="d", num_bytes=0,
+            ledger=head,
+        )  # fmt: skip
+    assert chain.ledger_heads() == {"1:a", "2:b"}
+    assert ReceiptLog(chain.path.parent / "none.jsonl").ledger_heads() == frozenset()
+
+
+def test_threads_that_append_at_once_keep_the_chain_whole(chain: ReceiptLog) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda round_: append(ReceiptLog(chain.path), round_), range(40)))
+    assert len(list(chain.verify())) == 44

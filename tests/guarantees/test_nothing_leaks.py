@@ -21,7 +21,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_to_proto
 
-import client.rounds
+import client.trained_update
 from client.app import load_site, make_app
 from client.training.loop import train
 from models.adapted import adapted_model
@@ -199,7 +199,7 @@ def test_not_even_an_internal_error_that_quotes_a_contract_lets_it_out(
             raise ValueError(f"cannot digest {SECRET!r}") from KeyError(SECRET)
         return train(adapted, run, examples, *rest, **more)
 
-    monkeypatch.setattr(client.rounds, "train", fails_in_round_2)
+    monkeypatch.setattr(client.trained_update, "train", fails_in_round_2)
     with caplog.at_level(logging.DEBUG):
         result, grid = federate(tmp_path, run)
     assert [record.aggregated for record in result.records] == [True, False, True]

@@ -10,7 +10,13 @@ import pytest
 from protocol.compatibility import RULES, Rule, check_compatibility, compatibility_markdown
 from protocol.errors import SettingsError
 from protocol.methods import METHODS
-from protocol.settings import ModelSettings, RunSettings, TaskSettings
+from protocol.settings import (
+    ModelSettings,
+    PrivacySettings,
+    RunSettings,
+    SecureAggregationSettings,
+    TaskSettings,
+)
 from tests.small_runs import small_run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -18,6 +24,9 @@ MEDIAN = "flwr.serverapp.strategy.FedMedian"
 INSTRUCT = replace(
     small_run(), task=TaskSettings(kind="instruct"), model=ModelSettings(id="novels")
 )
+
+PRIVATE = PrivacySettings(mode="dp")
+SECURE = SecureAggregationSettings(enabled=True)
 
 # One run that breaks each rule and no other, by the rule's two settings.
 BREAKING: dict[tuple[str, str], RunSettings] = {
@@ -27,6 +36,24 @@ BREAKING: dict[tuple[str, str], RunSettings] = {
     ),
     ("federation.method=rolora", "federation.rounds=1"): small_run("rolora", rounds=1),
     ("federation.quorum", "federation.min_cohort"): small_run(quorum=3, min_cohort=2),
+    ("federation.method=fedit or fedsa", "privacy.mode=dp"): replace(
+        small_run("fedit"), privacy=PRIVATE
+    ),
+    ("privacy.mode=dp", "task.packing=true"): replace(
+        INSTRUCT, task=TaskSettings(kind="instruct", packing=True), privacy=PRIVATE
+    ),
+    ("privacy.mode=dp", "federation.weighting=examples"): replace(
+        small_run(weighting="examples"), privacy=PRIVATE
+    ),
+    ("secure_aggregation", "federation.aggregator"): replace(
+        small_run("ffa", aggregator=MEDIAN, min_cohort=3, quorum=3), secure_aggregation=SECURE
+    ),
+    ("secure_aggregation", "federation.min_cohort or quorum below 2"): replace(
+        small_run(min_cohort=3), secure_aggregation=SECURE
+    ),
+    ("model.head_start=labels", "model.pooling=native or task.kind=instruct"): replace(
+        small_run(), model=ModelSettings(id="minilm", pooling="native", head_start="labels")
+    ),
     ("task.kind=instruct", "model.pooling=mean"): replace(
         INSTRUCT, model=ModelSettings(id="novels", pooling="mean")
     ),
@@ -57,6 +84,14 @@ def test_every_method_runs_with_every_server_optimiser(method: str) -> None:
     for optimizer in ("none", "momentum", "nesterov", "adam"):
         check_compatibility(small_run(method, server_optimizer=optimizer), "the test")
     check_compatibility(INSTRUCT, "the test")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_over_secure_aggregation_with_and_without_privacy(method: str) -> None:
+    run = replace(small_run(method, min_cohort=3, quorum=3), secure_aggregation=SECURE)
+    check_compatibility(run, "the test")
+    private = replace(PRIVATE, acknowledge_both_factors=method in {"fedit", "fedsa"})
+    check_compatibility(replace(run, privacy=private), "the test")
 
 
 def test_all_broken_rules_are_said_at_once() -> None:

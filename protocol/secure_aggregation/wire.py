@@ -1,0 +1,277 @@
+"""The form that all messages of secure aggregation share: header, typed values, tables, signature.
+
+All of a message lies in one ConfigRecord of numbers, hex digests and byte strings of exact length;
+the masked input alone has an array of bytes beside it, and its request the TrainRequest. Member ids
+travel as 16 bytes each, in ascending order, so that a list has one form only. Unknown keys are
+refused. There is no field in which a piece of a document could travel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from protocol.errors import WireError
+from protocol.reasons import RefusalReason, RejectionReason
+from protocol.secure_aggregation.encoding import encode_fields
+from protocol.secure_aggregation.ring import RingParameters
+from protocol.secure_aggregation.transcript import SessionContext
+
+SECURE_VERSION = 1
+SECURE, MASKED = "secure", "masked"
+
+ID_BYTES, KEY_BYTES, SIGNATURE_BYTES = 16, 32, 64
+MAX_SITES = 4096
+MAX_ROUND = 2**31 - 1
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_HEADER = {"version": int, "phase": str, "run_id": str, "round": int, "attempt": int}
+_SIGNATURE = "signature"
+
+
+class Phase(StrEnum):
+    """The steps of one session, in order."""
+
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    MASKED_INPUT = "masked_input"
+    CONFIRM = "confirm"
+    UNMASK = "unmask"
+
+
+@dataclass(frozen=True)
+class SessionId:
+    """One try of one round of one run. run_id: 32 hex digits; round and attempt start at 1."""
+
+    run_id: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the coordinator proposes and every site signs.
+
+    task_digest: SHA-256 (hex) of settings, adapter and layout, see task.py. bits, num_sites_max,
+    coordinate_bound and weight_cap: of the ring. degree: neighbours in the mask graph, 0 = choose.
+    """
+
+    roster_digest: str
+    task_digest: str
+    bits: int
+    num_sites_max: int
+    coordinate_bound: float
+    weight_cap: int
+    degree: int
+
+    @property
+    def ring(self) -> RingParameters:
+        """How updates become whole numbers. Errors: FoedusError where the bits are too few."""
+        return RingParameters(self.bits, self.num_sites_max, self.coordinate_bound, self.weight_cap)
+
+    def context(self, session: SessionId) -> SessionContext:
+        """What every key and signature of a session under these terms is bound to."""
+        return SessionContext(
+            session.run_id,
+            session.round,
+            session.attempt,
+            self.roster_digest,
+            self.ring,
+            self.task_digest,
+            self.degree,
+        )
+
+
+def read_header(content: RecordDict) -> tuple[Phase, SessionId]:
+    """Phase and session of any message. Errors: WireError with a RejectionReason."""
+    record = content.get(SECURE)
+    if not isinstance(record, ConfigRecord):
+        raise WireError(RejectionReason.MALFORMED, f"Expected a ConfigRecord under '{SECURE}'.")
+    version = record.get("version")
+    if type(version) is not int or version != SECURE_VERSION:
+        raise WireError(RejectionReason.WRONG_VERSION, f"Expected version {SECURE_VERSION}.")
+    for name, kind in _HEADER.items():
+        demand(type(record.get(name)) is kind, f"{name} in the header")
+    phase, run_id = str(record["phase"]), str(record["run_id"])
+    demand(phase in set(Phase), "a known phase")
+    demand(_RUN_ID.fullmatch(run_id) is not None, "run_id of 32 hex digits")
+    numbers = {name: record[name] for name in ("round", "attempt")}
+    session = SessionId(run_id, **numbers)  # type: ignore[arg-type]
+    demand(1 <= session.round <= MAX_ROUND, "a round of 1 or more")
+    demand(1 <= session.attempt <= MAX_ROUND, "an attempt of 1 or more")
+    return Phase(phase), session
+
+
+def refusal_content(phase: Phase, session: SessionId, code: str) -> RecordDict:
+    """A site's refusal. code: a RefusalReason; nothing else travels, and nothing is signed."""
+    return RecordDict({SECURE: ConfigRecord({**_header(session, phase), "status": str(code)})})
+
+
+def signed_statement(request: RecordDict, reply: RecordDict) -> bytes:
+    """What a site signs: the digests of the request it answers and of its own reply."""
+    return encode_fields("reply", message_digest(request), message_digest(reply))
+
+
+def with_signature(reply: RecordDict, signature: bytes) -> RecordDict:
+    """The reply that may leave."""
+    record = reply.config_records[SECURE]
+    signed = RecordDict({SECURE: ConfigRecord({**dict(record), _SIGNATURE: signature})})
+    if MASKED in reply:
+        signed[MASKED] = reply[MASKED]
+    return signed
+
+
+def signature_of(reply: RecordDict) -> bytes:
+    """The signature (64 bytes) of a reply that was parsed."""
+    signature = reply.config_records[SECURE][_SIGNATURE]
+    return signature if isinstance(signature, bytes) else b""
+
+
+def message_digest(content: RecordDict) -> bytes:
+    """SHA-256 (32 bytes) of a message's own record without its signature, and of a masked array.
+
+    The TrainRequest beside a masked input's request is bound by the terms' task digest instead.
+    """
+    total = hashlib.sha256()
+    for name, value in sorted(content.config_records[SECURE].items()):
+        if name != _SIGNATURE:
+            data = value if isinstance(value, bytes) else repr(value).encode()
+            total.update(encode_fields("field", name, type(value).__name__, data))
+    if MASKED in content:
+        total.update(hashlib.sha256(content.array_records[MASKED][MASKED].data).digest())
+    return total.digest()
+
+
+def content_size(content: RecordDict) -> int:
+    """Bytes of a message: names and values of its records, and its arrays."""
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(len(array.data) for array in record.values())
+            continue
+        for name, value in record.items():
+            values = value if isinstance(value, list) else [value]
+            total += len(name)
+            total += sum(len(v) if isinstance(v, str | bytes) else 8 for v in values)
+    return total
+
+
+def _header(session: SessionId, phase: Phase) -> dict[str, Any]:
+    return {"version": SECURE_VERSION, "phase": str(phase), **vars(session)}
+
+
+def request_content(session: SessionId, phase: Phase, values: Mapping[str, Any]) -> RecordDict:
+    """The record of a request."""
+    return RecordDict({SECURE: ConfigRecord({**_header(session, phase), **values})})
+
+
+def reply_content(session: SessionId, phase: Phase, values: Mapping[str, Any]) -> RecordDict:
+    """The record of an "ok" reply, still without its signature."""
+    return request_content(session, phase, {"status": "ok", **values})
+
+
+def read_values(
+    content: RecordDict, phase: Phase, kinds: Mapping[str, type]
+) -> tuple[SessionId, dict[str, Any]]:
+    """Session and values of a message, all keys known and of the right type. Errors: WireError."""
+    found, session = read_header(content)
+    if found is not phase:
+        raise WireError(RejectionReason.WRONG_PHASE, f"Expected {phase}, got {found}.")
+    values = {k: v for k, v in content.config_records[SECURE].items() if k not in _HEADER}
+    if set(values) != set(kinds):
+        unlike = sorted(set(values) ^ set(kinds))
+        raise WireError(RejectionReason.MALFORMED, f"Unknown or missing keys {unlike}.")
+    for name, kind in kinds.items():
+        demand(type(values[name]) is kind, f"{name} as {kind.__name__}")
+    return session, values
+
+
+def read_reply(
+    content: RecordDict,
+    phase: Phase,
+    expected: SessionId,
+    kinds: Mapping[str, type],
+    also: set[str] | None = None,
+) -> dict[str, Any]:
+    """Values of a signed "ok" reply to `expected`.
+
+    Errors: WireError whose code is a RejectionReason, REFUSED_BY_SITE where it is a refusal.
+    """
+    found, session = read_header(content)
+    _expect_session(found, phase, session, expected)
+    record = content.config_records[SECURE]
+    status = record.get("status")
+    if status != "ok":
+        known = isinstance(status, str) and status in set(RefusalReason)
+        demand(known and set(record) == {*_HEADER, "status"}, "a known status")
+        demand(set(content) == {SECURE}, "nothing beside a refusal")
+        raise WireError(RejectionReason.REFUSED_BY_SITE, str(status))
+    demand(set(content) == {SECURE} | (also or set()), "the records of this phase alone")
+    _, values = read_values(content, phase, {**kinds, "status": str, _SIGNATURE: bytes})
+    demand(len(values[_SIGNATURE]) == SIGNATURE_BYTES, f"a signature of {SIGNATURE_BYTES} bytes")
+    return values
+
+
+def _expect_session(
+    found_phase: Phase, phase: Phase, found: SessionId, expected: SessionId
+) -> None:
+    checks: tuple[tuple[object, object, RejectionReason], ...] = (
+        (found.run_id, expected.run_id, RejectionReason.WRONG_RUN),
+        (found.round, expected.round, RejectionReason.WRONG_ROUND),
+        (found.attempt, expected.attempt, RejectionReason.WRONG_PHASE),
+        (found_phase, phase, RejectionReason.WRONG_PHASE),
+    )
+    for got, wanted, code in checks:
+        if got != wanted:
+            raise WireError(code, f"Expected {wanted}, got {got}.")
+
+
+def table(ids_name: str, rows_name: str, rows: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Two byte strings: the keys in ascending order, and their rows, all of one length."""
+    members = sorted(rows)
+    return {ids_name: pack_ids(members), rows_name: b"".join(rows[m] for m in members)}
+
+
+def read_table(
+    values: Mapping[str, Any], ids_name: str, rows_name: str, width: int
+) -> dict[str, bytes]:
+    """The rows by member. Errors: WireError."""
+    members = unpack_ids(values[ids_name])
+    return dict(zip(members, rows_of(values[rows_name], len(members), width), strict=True))
+
+
+def pack_ids(members: Sequence[str]) -> bytes:
+    """16 bytes for each member id."""
+    return b"".join(bytes.fromhex(member) for member in members)
+
+
+def unpack_ids(data: bytes) -> tuple[str, ...]:
+    """Inverse of `pack_ids`. Errors: WireError where ids are not distinct and ascending."""
+    members = tuple(row.hex() for row in rows_of(data, len(data) // ID_BYTES, ID_BYTES))
+    expect_ascending(members)
+    return members
+
+
+def rows_of(data: bytes, count: int, width: int) -> list[bytes]:
+    """A byte string cut into rows. Errors: WireError where it is longer or shorter."""
+    demand(len(data) == count * width and count <= MAX_SITES, f"{count} rows of {width} bytes")
+    return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def expect_ascending(members: Sequence[str]) -> None:
+    """Errors: WireError where members are not distinct and in ascending order."""
+    ascending = all(a < b for a, b in itertools.pairwise(members))
+    demand(ascending, "distinct members in ascending order")
+
+
+def demand(holds: bool, what: str) -> None:
+    """Errors: WireError(MALFORMED) unless it holds."""
+    if not holds:
+        raise WireError(RejectionReason.MALFORMED, f"Expected {what}.")
