@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -39,9 +40,10 @@ from flwr.supercore.primitives.asymmetric import (
 
 from protocol.adapter import FloatArray
 from protocol.secure_aggregation import masks, ring, shares, transcript
-from protocol.secure_aggregation.identity import SIGNATURE_BYTES, Identity, verify
+from protocol.secure_aggregation.identity import SIGNATURE_BYTES, Identity
 from protocol.secure_aggregation.keys import (
     ADVERTISEMENT_BYTES,
+    Advertisement,
     SessionKeys,
     channel_key,
     opens_masking_key,
@@ -57,7 +59,9 @@ T = TypeVar("T")
 CLIPPING_RANGE, TARGET_RANGE, MODULUS, MAX_WEIGHT = 8.0, 1 << 22, 1 << 32, 1000
 BITS = 32
 # Masks of ours are added many at a time, as a site does; more than this tells nothing new.
-_MASKS_AT_ONCE = 4
+_MASKS_AT_ONCE = 8
+# Calls of a step that takes microseconds.
+_OFTEN = 20
 _MEMBER_ID_BYTES = 16
 
 
@@ -65,12 +69,14 @@ _MEMBER_ID_BYTES = 16
 class SecretSeconds:
     """What does not depend on the update's size.
 
-    advertise: one site; verify: one signature; split: both secrets of one site; box: one sealed and
-    one opened; agree: on one pairwise mask key; open_self, open_key: one secret from its shares.
+    advertise: one site's keys; verify: one site's signature; sign: of the survivor list; split:
+    both secrets of one site; box: one sealed and one opened; agree: on one pairwise mask key;
+    open_self, open_key: one secret from its shares.
     """
 
     advertise: float
     verify: float
+    sign: float
     split: float
     box: float
     agree: float
@@ -103,11 +109,16 @@ class Side(Protocol):
         """Time the steps on an update (n,)."""
 
 
-def timed(step: Callable[[], T]) -> tuple[float, T]:
-    """(seconds, result)."""
-    start = time.perf_counter()
+def timed(step: Callable[[], T], times: int = 1) -> tuple[float, T]:
+    """(seconds of processor time of one call, over all threads; the result).
+
+    times: calls of which the mean counts, for steps of microseconds that a round repeats.
+    """
+    start = time.process_time()
     result = step()
-    return time.perf_counter() - start, result
+    for _ in range(times - 1):
+        result = step()
+    return (time.process_time() - start) / times, result
 
 
 class Foedus:
@@ -119,54 +130,38 @@ class Foedus:
         roster = Roster("Benchmark", 1, (Member("A", anna.public_key), Member("B", ben.public_key)))
         parameters = ring.RingParameters.choose(BITS, num_holders, CLIPPING_RANGE, MAX_WEIGHT)
         context = SessionContext("ab" * 16, 1, 1, roster.digest, parameters, "cd" * 32)
-        advertise, (keys, ad) = timed(lambda: _advertise(context, anna))
-        theirs, their_ad = _advertise(context, ben)
-        check, _ = timed(lambda: ad.verify(context, roster))
-        both = (keys.self_mask_seed, keys.masking_seed)
-        split, (selves, masking) = timed(
-            lambda: [shares.split(secret, threshold, num_holders) for secret in both]
-        )
         ends = (anna.member_id, ben.member_id)
+        advertise, (keys, ad) = timed(lambda: _advertise(context, anna), _OFTEN)
+        peer_keys, peer_ad = _advertise(context, ben)
+        verify, _ = timed(lambda: ad.verify(context, roster), _OFTEN)
+        confirmed = transcript.survivors_to_sign(context, bytes(32), ends)
+        sign, _ = timed(lambda: anna.sign(confirmed), _OFTEN)
+        own = keys.masking_private(context, anna.member_id)
+        agree, _ = timed(
+            lambda: pairwise_mask_seed(own, peer_ad.masking_key, context, *ends), _OFTEN
+        )
+        split, (selves, masking) = timed(
+            lambda: [
+                shares.split(secret, threshold, num_holders)
+                for secret in (keys.self_mask_seed, keys.masking_seed)
+            ]
+        )
         data = transcript.share_box_data(context, bytes(32), *ends)
 
         def box() -> bytes:
-            key = channel_key(keys.encryption_private, their_ad.encryption_key, context, *ends)
+            key = channel_key(keys.encryption_private, peer_ad.encryption_key, context, *ends)
             sealed = shares.encrypt_shares(key, shares.SharePair(selves[0], masking[0]), data)
-            key = channel_key(theirs.encryption_private, ad.encryption_key, context, *ends)
+            key = channel_key(peer_keys.encryption_private, ad.encryption_key, context, *ends)
             shares.decrypt_shares(key, sealed, data)
             return sealed
 
-        boxed, sealed = timed(box)
-        own = keys.masking_private(context, anna.member_id)
-        agree, _ = timed(lambda: pairwise_mask_seed(own, their_ad.masking_key, context, *ends))
-        open_self, right = timed(
-            lambda: opens_self_mask(
-                shares.combine(dict(enumerate(selves, start=1)), threshold), context, ad
-            )
-        )
-        open_key, also = timed(
-            lambda: opens_masking_key(
-                shares.combine(dict(enumerate(masking, start=1)), threshold), context, ad
-            )
-        )
-        _expect(right and also)
-        confirmed = transcript.survivors_to_sign(context, bytes(32), ends)
-        signature, _ = timed(lambda: verify(anna.public_key, confirmed, anna.sign(confirmed)))
-        bytes_once = ADVERTISEMENT_BYTES + SIGNATURE_BYTES
+        boxed, sealed = timed(box, _OFTEN)
+        open_self, open_key = _open_seconds(selves, masking, threshold, context, ad)
         # A neighbour's box, and later one share of a secret of its own, each with its member id.
         per_neighbour = len(sealed) + shares.SHARE_BYTES + 2 * _MEMBER_ID_BYTES
-        # Keys are verified once, the survivors' signatures once more.
-        return SecretSeconds(
-            advertise,
-            check + signature,
-            split,
-            boxed,
-            agree,
-            open_self,
-            open_key,
-            bytes_once,
-            per_neighbour,
-        )
+        once = ADVERTISEMENT_BYTES + SIGNATURE_BYTES
+        steps = (advertise, verify, sign, split, boxed, agree, open_self, open_key)
+        return SecretSeconds(*steps, bytes_once=once, bytes_per_neighbour=per_neighbour)
 
     def vector(self, update: FloatArray) -> VectorSeconds:
         """See Side."""
@@ -185,9 +180,36 @@ class Foedus:
         return VectorSeconds(encode, mask / _MASKS_AT_ONCE, pack, accepted, decode, packed.nbytes)
 
 
-def _advertise(context: SessionContext, identity: Identity) -> Any:
+def _advertise(context: SessionContext, identity: Identity) -> tuple[SessionKeys, Advertisement]:
     keys = SessionKeys.generate()
     return keys, keys.advertise(context, identity)
+
+
+def _open_seconds(
+    selves: Sequence[bytes],
+    masking: Sequence[bytes],
+    threshold: int,
+    context: SessionContext,
+    ad: Advertisement,
+) -> tuple[float, float]:
+    """Both kinds of secret put together from their shares and checked, once each."""
+    seconds = []
+    for parts, opens in ((selves, opens_self_mask), (masking, opens_masking_key)):
+        held = dict(enumerate(parts, start=1))
+        taken, right = timed(partial(_opened, held, threshold, context, ad, opens))
+        _expect(right)
+        seconds.append(taken)
+    return seconds[0], seconds[1]
+
+
+def _opened(
+    held: Mapping[int, bytes],
+    threshold: int,
+    context: SessionContext,
+    ad: Advertisement,
+    opens: Callable[[bytes, SessionContext, Advertisement], bool],
+) -> bool:
+    return opens(shares.combine(held, threshold), context, ad)
 
 
 class Flower:
@@ -200,8 +222,8 @@ class Flower:
             pairs = [generate_key_pairs() for _ in range(2)]
             return [(private_key_to_bytes(s), public_key_to_bytes(p)) for s, p in pairs]
 
-        advertise, ((own, public), (channel, _)) = timed(two_pairs)
-        (theirs, their_public), _ = two_pairs()
+        advertise, ((own, public), (channel, _)) = timed(two_pairs, _OFTEN)
+        (_, peer_public), _ = two_pairs()
         seed = os.urandom(32)
         split, (selves, masking) = timed(
             lambda: [create_shares(secret, threshold, num_holders) for secret in (seed, own)]
@@ -211,32 +233,22 @@ class Flower:
             return generate_shared_key(bytes_to_private_key(private), bytes_to_public_key(public))
 
         def box() -> bytes:
-            # The key is kept by the site that made it, so each end derives it once.
-            agreed(theirs, public)
-            key = agreed(channel, their_public)
+            # A site keeps the key with which it sealed its box for the boxes that it opens.
+            key = agreed(channel, peer_public)
             plain = share_keys_plaintext_concat(1, 2, selves[0], masking[0])
             sealed = encrypt(key, plain)
             share_keys_plaintext_separate(decrypt(key, sealed))
             return sealed
 
-        boxed, sealed = timed(box)
-        agree, _ = timed(lambda: agreed(own, their_public))
+        boxed, sealed = timed(box, _OFTEN)
+        agree, _ = timed(lambda: agreed(own, peer_public), _OFTEN)
         open_self, first = timed(lambda: combine_shares(selves[:threshold]))
         open_key, second = timed(lambda: combine_shares(masking[:threshold]))
         _expect((first, second) == (seed, own))
         # Node ids are 8 bytes. An unmask reply holds a seed share for each neighbour that survived.
         per_neighbour = len(sealed) + len(selves[0]) + 2 * 8
-        return SecretSeconds(
-            advertise,
-            0.0,
-            split,
-            boxed,
-            agree,
-            open_self,
-            open_key,
-            2 * len(public),
-            per_neighbour,
-        )
+        steps = (advertise, 0.0, 0.0, split, boxed, agree, open_self, open_key)
+        return SecretSeconds(*steps, bytes_once=2 * len(public), bytes_per_neighbour=per_neighbour)
 
     def vector(self, update: FloatArray) -> VectorSeconds:
         """See Side."""

@@ -6,6 +6,7 @@ The ledger is imported inside the command: help has to come at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from protocol.errors import FoedusError
 if TYPE_CHECKING:
     from client.privacy.composition import Budget, DataSetAccount
     from client.privacy.ledger import Ledger
+    from client.site import Site
 
 _HEADINGS = ["data set", "unit", "examples", "rounds", "sigma", "epsilon spent", "left"]
 _NUMBERS = ("examples", "rounds", "epsilon spent", "left")
@@ -53,7 +55,7 @@ def show_ledger(
         figures = {"budget": asdict(budget), "head": site.ledger.head()}
         print_json(_finite({**figures, "data_sets": [asdict(d) for d in data_sets]}))
     elif data_sets:
-        _print(data_sets, budget)
+        _print(data_sets, budget, _matter_names(site))
     if not data_sets:
         typer.echo(f"Nothing was trained: no rounds in {site.ledger.path}.", err=True)
 
@@ -67,16 +69,29 @@ def _verify(ledger: Ledger) -> None:
     typer.echo(f"The ledger of {rows} rounds is whole, and the receipts vouch for it.", err=True)
 
 
-def _print(data_sets: tuple[DataSetAccount, ...], budget: Budget) -> None:
+def _matter_names(site: Site) -> dict[str, str]:
+    """Names by digest, from the contracts as they lie there now; the ledger itself holds none."""
+    from client.privacy.units import matter_digest
+
+    names = {contract.matter for contract in site.contracts() if contract.matter is not None}
+    return {matter_digest(name).hex(): name for name in names}
+
+
+def _print(data_sets: tuple[DataSetAccount, ...], budget: Budget, names: Mapping[str, str]) -> None:
     from client.terminal import print_table
 
     print_table(_HEADINGS, [_data_set_cells(d) for d in data_sets], numbers=_NUMBERS)
     for data_set in data_sets:
         lines = [
-            [m.name or "(none)", str(m.num_examples), str(m.rounds), _epsilon(m.epsilon_spent),
-             _left(m.epsilon_left)]
-            for m in sorted(data_set.matters, key=lambda m: (-m.epsilon_spent, m.name))
-        ]  # fmt: skip
+            [
+                names.get(m.digest, m.digest[:12]) or "(none)",
+                str(m.num_examples),
+                str(m.rounds),
+                _epsilon(m.epsilon_spent),
+                _left(m.epsilon_left),
+            ]
+            for m in sorted(data_set.matters, key=lambda m: (-m.epsilon_spent, m.digest))
+        ]
         if lines:
             headings = ["matter", "examples", "rounds", "epsilon spent", "left"]
             print_table(headings, lines, numbers=_NUMBERS, title=f"In {data_set.digest[:12]}")

@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from client.egress import EgressGuard
 from client.personal import PersonalFactors
+from client.policy import check_privacy_policy
 from client.secure_aggregation.plain_update import refuse_readable_update
 from client.site import Site
 from client.trained_update import trained_update
@@ -105,6 +106,7 @@ def _train(site: Site, adapted: AdaptedModel, request: Request, state: AdapterSt
 
 
 def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
+    check_privacy_policy(site.settings.policy, request.settings.privacy)
     if request.settings.privacy.enabled:
         raise Refusal(
             RefusalReason.PRIVATE_TRAINING,

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from client.contracts import ReadResult, read_contracts
+from client.contracts import Contract, ReadResult, read_contracts
 from client.examples.build import SiteExamples, build_examples
 from client.policy import PolicySettings
 from client.privacy.ledger import Ledger
@@ -100,6 +100,11 @@ class Site:
             if lost:
                 log.warning("%d %s examples have no answer within max_tokens.", lost, part)
         return self._tokenised[key]
+
+    def contracts(self) -> tuple[Contract, ...]:
+        """The contracts to learn from, read anew; what cannot be read is left out unsaid."""
+        excluded = self.settings.excluded_matters
+        return read_contracts(self.contracts_folder, excluded_matters=excluded).contracts
 
     def _read(self, kind: str) -> SiteExamples:
         examples = self._build(kind)

@@ -22,6 +22,9 @@ AUDIT_SCHEMA = 1
 AUDIT_KIND = "foedus-leakage-audit"
 # Where a base model lies on one machine says nothing about the run.
 _LOCAL_MODEL_KEYS = ("id", "revision", "quantisation")
+# Against few held-out examples a blind attack scores high by luck: with 20 it passes 0.1 in one
+# case of eight, and five times its average in one of two hundred.
+_BLIND_MARGIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ class AuditPolicy:
         if not isinstance(section, Mapping):
             return ["Expected the membership section as a mapping."]
         what = "real examples found at 1% FPR"
-        return _above(section, "tpr_at_1_fpr", self.max_membership_tpr_at_1_fpr, what)
+        blind = _BLIND_MARGIN * (_number(section, "chance") or 0.0)
+        limit = max(self.max_membership_tpr_at_1_fpr, blind)
+        return _above(section, "tpr_at_1_fpr", limit, what)
 
 
 def _number(report: Mapping[str, Any], key: str) -> float | None:

@@ -20,6 +20,7 @@ from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
 from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
+from protocol.secure_aggregation.graph import resolve_degree
 from protocol.secure_aggregation.roster import Roster, read_roster
 from protocol.secure_aggregation.task import ring_of
 from protocol.settings import RunSettings
@@ -106,7 +107,9 @@ def _roster(plan: Plan) -> Roster | None:
             "that every site holds too, got none."
         )
     roster = read_roster(Path(plan.coordinator.roster))
+    # What is wrong for all members would else show in the first round.
     ring_of(plan.settings, len(roster.members))
+    resolve_degree(len(roster.members), plan.settings.secure_aggregation.degree)
     return roster
 
 

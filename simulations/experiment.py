@@ -27,6 +27,7 @@ from server.app import make_app as make_server_app
 from server.checkpoint import CheckpointStore
 from server.coordinator import Observer, RunResult
 from server.evaluation import central_evaluation
+from simulations.audit import audit_federation
 from simulations.baselines import ArmRequest, ArmResult, ArmRunner, score_all, tfidf_scores
 from simulations.data.registry import load_corpus
 from simulations.engines.in_process import run_in_process
@@ -105,7 +106,12 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     finally:
         runner.close()
     tfidf = _tfidf(settings, sites, dict(tests)[POOLED])
-    privacy = privacy_outcome(settings, [site.name for site in sites])
+    audit = None
+    if settings.audit.mode == "canaries":
+        audit = audit_federation(
+            settings.audit, run, [(s.train, s.test) for s in sites], result.state, progress.audited
+        )
+    privacy = privacy_outcome(settings, [site.name for site in sites], audit)
     seconds = time.monotonic() - started
     return Experiment(settings, sites, result, federated, base, arms, tfidf, seconds, privacy)
 

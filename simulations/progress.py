@@ -37,6 +37,7 @@ class ExperimentProgress:
         )
         self._rounds = _RoundsObserver(self)
         self._arms = self._bars.add_task("baselines", total=None, visible=False, note="")
+        self._audit = self._bars.add_task("leakage audit", total=None, visible=False, note="")
         self._arms_total = 0
         self._arms_done = 0
         self._lock = Lock()
@@ -82,6 +83,12 @@ class ExperimentProgress:
         note = f"{result.name}: {_best_known(result.scores)}"
         self._bars.update(self._arms, completed=done, note=note)
         self.line(f"arm {done}/{self._arms_total} {note} ({result.train_seconds:.1f} s training)")
+
+    def audited(self, done: int, total: int) -> None:
+        """So many parts of the leakage audit are done."""
+        self._bars.update(self._audit, total=total, completed=done, visible=True)
+        if done == total:
+            self.line("leakage audit finished")
 
     def line(self, text: str) -> None:
         """A line, where there is no terminal to draw bars in."""

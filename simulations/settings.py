@@ -35,6 +35,18 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """A leakage audit beside the run."""
+
+    mode: str = setting("none", choices=("none", "canaries"), doc="what is planted")
+    canaries: int = setting(200, minimum=20, maximum=100000, doc="made; about half are planted")
+    site: int = setting(0, minimum=0, doc="where they are planted, counted from 0")
+    repeats: int = setting(0, minimum=0, doc="examples of each; 0 = what the unit calls for")
+    control: bool = setting(True, doc="a private audit is repeated without privacy")
+    membership_examples: int = setting(400, minimum=2, doc="of each side, at most")
+
+
+@dataclass(frozen=True)
 class SimulationSettings:
     """A whole experiment."""
 
@@ -42,6 +54,7 @@ class SimulationSettings:
     data: DataSettings
     sites: SitesSettings
     engine: EngineSettings
+    audit: AuditSettings
     compare: tuple[str, ...]
     general_text: str
     output_dir: str
@@ -74,6 +87,7 @@ def simulation_settings(config: Mapping[str, Any]) -> SimulationSettings:
         part(DataSettings, config["data"], "data."),
         part(SitesSettings, simulation, "simulation."),
         part(EngineSettings, config["engine"], "engine."),
+        part(AuditSettings, config["audit"], "audit."),
     )
     if problems:
         raise SettingsError(where, problems)

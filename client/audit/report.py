@@ -143,53 +143,60 @@ class AuditResult:
         return policy.failures(self.to_json())
 
     def table(self) -> Table:
-        """One line per run and attack, for a terminal."""
+        """One line per run and attack; fits into 80 columns."""
         title = (
             f"{self.canaries_planted} canaries planted, {self.canaries_left_out} left out; "
-            f"one canary = one {self.unit} of {self.repeats}"
+            f"each one {self.unit}, repeated {self.repeats} times"
         )
-        table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
+        table = Table(title=title, caption=self._caption(), box=SIMPLE, padding=(0, 1))
+        table.pad_edge, table.collapse_padding = False, True
+        table.title_justify = table.caption_justify = "left"
         for heading in _HEADINGS:
-            table.add_column(heading, justify="left" if heading in _HEADINGS[:2] else "right")
-        for name, run in (("as set", self.audited), ("control, no privacy", self.control)):
+            left = heading in _HEADINGS[:2]
+            table.add_column(heading, justify="left" if left else "right", overflow="fold")
+        for name, run in (("as set", self.audited), ("control", self.control)):
             for found in run.attacks if run else ():
-                table.add_row(*_cells(name, run, found))
+                table.add_row(name, *_cells(found))
         if self.membership:
-            table.add_row(*_membership_cells(self.membership))
+            table.add_row("released", *_membership_cells(self.membership))
         return table
 
+    def _caption(self) -> str:
+        ceiling = max(found.ceiling for found in self.audited.attacks)
+        lines = [f"epsilon: what was shown; so many canaries cannot show more than {ceiling:.2f}."]
+        if self.audited.accountant_epsilon is not None:
+            claimed = f"{self.audited.accountant_epsilon:.2f} at delta {self.delta:g}"
+            lines.insert(0, f"The accountant claims epsilon {claimed} for the run as set.")
+        if self.control:
+            lines.append("control: the same run without privacy, which has to be caught.")
+        if self.membership:
+            sizes = f"{self.membership.members} trained on, {self.membership.nonmembers} held out"
+            lines.append(f"released: the loss attack on the adapter with real examples, {sizes}.")
+        return "\n".join(lines)
 
-_HEADINGS = (
-    "run", "attack", "AUC", "TPR at 1% FPR", "chance", "exposure", "epsilon over", "of at most",
-    "accountant", "caught",
-)  # fmt: skip
-_ATTACK_NAMES = {
-    "loss": "loss of the end adapter",
-    "wire_site": "one site's updates",
-    "wire_sum": "mean of a cohort's updates",
-}
+
+_HEADINGS = ("run", "attack", "AUC", "TPR at 1% FPR", "chance", "bits", "epsilon", "caught")
+_ATTACK_NAMES = {"loss": "loss", "wire_site": "site's updates", "wire_sum": "mean updates"}
 
 
-def _cells(name: str, run: RunFindings | None, found: AttackFindings) -> list[str]:
-    accountant = run.accountant_epsilon if run else None
+def _cells(found: AttackFindings) -> list[str]:
     return [
-        name,
         _ATTACK_NAMES.get(found.attack, found.attack),
         f"{found.auc:.3f}",
-        f"{found.tpr_at_1_fpr:.3f} ({found.tpr_low:.3f}-{found.tpr_high:.3f})",
-        f"{found.chance:.3f}",
-        f"{found.exposure_mean:.2f}",
+        _rate(found),
+        f"{found.chance:.2f}",
+        f"{found.exposure_mean:.1f}",
         f"{found.epsilon_lower_bound:.2f}",
-        f"{found.ceiling:.2f}",
-        "" if accountant is None else f"{accountant:.2f}",
         "yes" if found.caught else "no",
     ]
 
 
 def _membership_cells(found: MembershipFindings) -> list[str]:
-    rates = f"{found.tpr_at_1_fpr:.3f} ({found.tpr_low:.3f}-{found.tpr_high:.3f})"
-    sizes = f"{found.members} trained on, {found.nonmembers} held out"
-    return ["released adapter", sizes, f"{found.auc:.3f}", rates, f"{found.chance:.3f}", *[""] * 5]
+    return ["loss", f"{found.auc:.3f}", _rate(found), f"{found.chance:.2f}", "", "", ""]
+
+
+def _rate(found: AttackFindings | MembershipFindings) -> str:
+    return f"{found.tpr_at_1_fpr:.2f} ({found.tpr_low:.2f}-{found.tpr_high:.2f})"
 
 
 def attack_findings(

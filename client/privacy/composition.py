@@ -10,6 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from client.privacy.accounting import Cost, epsilon_spent
 from client.privacy.ledger_rows import CONFIRMED, LedgerContent, LedgerRow
@@ -30,9 +32,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class MatterAccount:
-    """One matter of a data set; by example, its worst example. name: "" where none is known."""
+    """One matter of a data set; by example, its worst example. digest: client.privacy.units'
+    matter_digest in hex; "" for examples of no matter."""
 
-    name: str
+    digest: str
     num_examples: int
     rounds: int
     epsilon_spent: float
@@ -128,7 +131,7 @@ def _matter_accounts(
         spent = max(_epsilon(past, costs, budget.delta, ()) for past in of_units)
         touched = frozenset[str]().union(*of_units)
         yield MatterAccount(
-            ledger.matter_names.get(matter, ""),
+            "" if matter == NO_MATTER else matter.hex(),
             len(examples),
             sum(len(costs[data_set]) for data_set in touched),
             spent,
@@ -164,11 +167,12 @@ def _mostly_in(examples: frozenset[bytes], others: frozenset[bytes]) -> bool:
     return 2 * len(examples & others) >= len(examples)
 
 
-def _examples_by_matter(content: bytes) -> dict[bytes, list[bytes]]:
+@lru_cache(maxsize=32)
+def _examples_by_matter(content: bytes) -> Mapping[bytes, list[bytes]]:
     found: dict[bytes, list[bytes]] = defaultdict(list)
     for start in range(0, len(content), 64):
         found[content[start + 32 : start + 64]].append(content[start : start + 32])
-    return found
+    return MappingProxyType(dict(found))
 
 
 def _costs_by_data_set(ledger: LedgerContent, budget_unit: str) -> dict[str, list[Cost]]:

@@ -115,7 +115,7 @@ class Ledger:
         """
         try:
             return self._content().head
-        except Refusal:
+        except (Refusal, OSError):
             return ""
 
     def account(self, budget: Budget) -> tuple[DataSetAccount, ...]:
@@ -143,7 +143,7 @@ class Ledger:
 
     def _content(self) -> LedgerContent:
         if not self.path.exists():
-            return self._checked(LedgerContent([], {}, {}))
+            return self._checked(LedgerContent([], {}))
         with self._transaction() as connection:
             return self._checked(read_content(connection))
 
@@ -164,7 +164,7 @@ class Ledger:
     def _transaction(self, create: bool = False) -> Iterator[sqlite3.Connection]:
         """All or nothing, alone. create: where there is no file yet and none is missing."""
         if create and not self.path.exists():
-            self._checked(LedgerContent([], {}, {}))
+            self._checked(LedgerContent([], {}))
             self.path.parent.mkdir(parents=True, exist_ok=True)
         elif not self.path.exists():
             raise broken(self.path, "got no file")

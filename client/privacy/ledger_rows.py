@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.privacy.accounting import Cost
-from client.privacy.units import DataUnits, dataset_digest, matter_digest
+from client.privacy.units import DataUnits, dataset_digest
 from client.receipts import GENESIS
 from protocol.errors import Refusal
 from protocol.reasons import RefusalReason
@@ -24,7 +24,6 @@ RESERVED, CONFIRMED = "reserved", "confirmed"
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE data_sets (digest TEXT PRIMARY KEY, content BLOB NOT NULL);
-CREATE TABLE matters (digest BLOB PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE rounds (
     sequence INTEGER PRIMARY KEY, time TEXT NOT NULL, run_id TEXT NOT NULL, round INTEGER NOT NULL,
     data_set TEXT NOT NULL REFERENCES data_sets (digest), unit TEXT NOT NULL,
@@ -76,11 +75,10 @@ _FIXED = tuple(name for name in _COLUMNS if name not in ("hash", "state"))
 
 @dataclass(frozen=True)
 class LedgerContent:
-    """Everything in a ledger: rows in order, content of data sets and matters' names by digest."""
+    """Everything in a ledger: rows in order, content of data sets by digest; no name, no text."""
 
     rows: Sequence[LedgerRow]
     data_sets: Mapping[str, bytes]
-    matter_names: Mapping[bytes, str]
 
     @property
     def head(self) -> str:
@@ -117,7 +115,6 @@ def read_content(connection: sqlite3.Connection) -> LedgerContent:
     return LedgerContent(
         [LedgerRow(*row) for row in rows],
         dict(connection.execute("SELECT digest, content FROM data_sets").fetchall()),
-        dict(connection.execute("SELECT digest, name FROM matters").fetchall()),
     )
 
 
@@ -125,9 +122,6 @@ def insert(connection: sqlite3.Connection, row: LedgerRow, units: DataUnits) -> 
     """Write a row and, where it is new, its data set."""
     connection.execute(
         "INSERT OR IGNORE INTO data_sets VALUES (?, ?)", (units.digest, units.content)
-    )
-    connection.executemany(
-        "INSERT OR IGNORE INTO matters VALUES (?, ?)", units.matter_names.items()
     )
     values = [getattr(row, name) for name in _COLUMNS]
     marks = ", ".join("?" * len(values))
@@ -149,9 +143,6 @@ def problem_in(content: LedgerContent, heads: Collection[str]) -> str:
     for digest, members in content.data_sets.items():
         if dataset_digest(members) != digest or len(members) % 64:
             return f"got another content of data set {digest[:12]}"
-    for matter, name in content.matter_names.items():
-        if matter_digest(name) != matter:
-            return "got a matter under another name than it was written with"
     missing = set(heads) - {row.head for row in content.rows}
     if missing:
         newest = max(missing, key=lambda head: int(head.partition(":")[0] or 0))

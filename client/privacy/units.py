@@ -1,7 +1,7 @@
 """Whom a round's privacy cost is charged to: the matters and examples it could touch.
 
 Digests alone identify them, so that the ledger recognises the same data in any later run and holds
-no text. The names of matters are kept beside, for the firm's own eyes.
+no text, not even the name of a matter.
 """
 
 from __future__ import annotations
@@ -38,13 +38,11 @@ class Record:
 class DataUnits:
     """All that a round could touch. unit: what is sampled, clipped and hidden as one, or "none".
 
-    matter_names: by digest, shown at the site's own desk only. num_left_out: examples without a
-    matter, which training by matter must leave out.
+    num_left_out: examples without a matter, which training by matter must leave out.
     """
 
     unit: str
     records: tuple[Record, ...]
-    matter_names: dict[bytes, str]
     num_left_out: int = 0
 
     @cached_property
@@ -60,7 +58,9 @@ class DataUnits:
     @property
     def num_units(self) -> int:
         """Matters where the unit is the matter, else examples."""
-        return len(self.matter_names) if self.unit == "matter" else len(self.records)
+        if self.unit == "matter":
+            return len({record.matter for record in self.records})
+        return len(self.records)
 
 
 def data_units(examples: Sequence[Example], unit: str) -> DataUnits:
@@ -71,12 +71,10 @@ def data_units(examples: Sequence[Example], unit: str) -> DataUnits:
     """
     if unit not in (*UNITS, "none"):
         raise FoedusError(f"Expected unit matter, example or none, got {unit!r}.")
-    names: dict[bytes, str] = {}
     contents: list[tuple[bytes, bytes]] = []
     for example in examples:
         if example.matter is not None:
             matter = matter_digest(example.matter)
-            names[matter] = example.matter
             contents.append((_content_digest(example), matter))
         elif unit != "matter":
             contents.append((_content_digest(example), NO_MATTER))
@@ -86,7 +84,7 @@ def data_units(examples: Sequence[Example], unit: str) -> DataUnits:
     for content, matter in sorted(contents):
         seen[content] += 1
         records.append(Record(_digest("example", content.hex(), seen[content]), matter))
-    return DataUnits(unit, tuple(records), names, len(examples) - len(contents))
+    return DataUnits(unit, tuple(records), len(examples) - len(contents))
 
 
 def matter_digest(name: str) -> bytes:

@@ -29,7 +29,7 @@ from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.graph import holders, neighbours, threshold
 from protocol.secure_aggregation.identity import Identity, verify
 from protocol.secure_aggregation.keys import SessionKeys, channel_key, pairwise_mask_seed
-from protocol.secure_aggregation.masks import add_masks_into, pairwise_sign
+from protocol.secure_aggregation.masks import RingArray, add_masks_into, pairwise_sign
 from protocol.secure_aggregation.messages import (
     AdvertiseReply,
     AdvertiseRequest,
@@ -64,8 +64,8 @@ FEWEST_SITES = 2
 class SitePart:
     """What a site brings to every session. minimum_cohort: of its policy.
 
-    make_keys and rounding: where secrets and the coins of stochastic rounding come from; the
-    operating system, but in tests.
+    make_keys, rounding and add_masks: where secrets, the coins of stochastic rounding and masks
+    come from; never set but in tests.
     """
 
     identity: Identity
@@ -73,6 +73,7 @@ class SitePart:
     minimum_cohort: int = FEWEST_SITES
     make_keys: Callable[[], SessionKeys] = SessionKeys.generate
     rounding: RandomBytes | None = None
+    add_masks: Callable[[RingArray, Sequence[tuple[bytes, int]], int], None] = add_masks_into
 
     def advertise(
         self, memory: RunMemory, request: AdvertiseRequest
@@ -178,7 +179,7 @@ class SitePart:
             for p in peers
         ]
         total = encode_input(values, weight, state.terms.ring, self.rounding)
-        add_masks_into(total, masks, state.terms.bits)
+        self.add_masks(total, masks, state.terms.bits)
         return pack_bits(total, state.terms.bits).tobytes()
 
     def confirm(self, memory: RunMemory, request: ConfirmRequest) -> tuple[RunMemory, ConfirmReply]:

@@ -157,7 +157,7 @@ def _quantise_into(
             )
         np.multiply(block, factor, out=x, dtype=np.float64)
         np.add(x, u, out=x)
-        # Above zero, cutting off the fraction is rounding down; 2^31 is taken off again modulo 2^32.
+        # Above zero, cutting off the fraction rounds down; 2^31 is taken off again modulo 2^32.
         np.add(x, 2.0**31, out=x)
         numbers = quantised[start : start + block.size]
         np.copyto(numbers, x, casting="unsafe")
@@ -186,19 +186,23 @@ def decode_sum(
             f"{num_sites * params.weight_cap}, got {weight}: masks and sum do not belong together. "
             "The round's update is to be thrown away."
         )
-    mean = dequantise(total[:-1], params)
-    mean /= weight
-    return mean, weight
+    return _signed_times(total[:-1], params.bits, params.resolution / weight), weight
 
 
 def dequantise(total: RingArray, params: RingParameters) -> NDArray[np.float64]:
     """A sum of quantised inputs (n,) as float64: the sum of w * x up to rounding."""
     check_ring_array(total)
-    shift = 32 - params.bits
-    # The sign bit of the ring is moved to the top and back down: an arithmetic shift extends it.
-    signed = (total << np.uint32(shift)).view(np.int32)
-    np.right_shift(signed, shift, out=signed)
-    return np.multiply(signed, params.resolution, dtype=np.float64)
+    return _signed_times(total, params.bits, params.resolution)
+
+
+def _signed_times(total: RingArray, bits: int, factor: float) -> NDArray[np.float64]:
+    signed = total.view(np.int32)
+    if bits < 32:
+        # The ring's sign bit is moved to the top and back: an arithmetic shift extends it.
+        shift = 32 - bits
+        signed = (total << np.uint32(shift)).view(np.int32)
+        np.right_shift(signed, shift, out=signed)
+    return np.multiply(signed, factor, dtype=np.float64)
 
 
 def add_into(total: RingArray, values: RingArray, params: RingParameters) -> None:

@@ -23,7 +23,7 @@ class SessionContext:
     """Which session this is; both sides must hold equal ones or nothing they make fits together.
 
     run_id: 32 hex digits; round and attempt from 1; roster_digest: Roster.digest; layout_digest:
-    protocol.adapter.layout_digest of what is summed; degree: of the mask graph, 0 = complete.
+    protocol.adapter.layout_digest of what is summed; degree: as set, see graph.resolve_degree.
     """
 
     run_id: str

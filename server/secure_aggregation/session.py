@@ -107,7 +107,10 @@ class CoordinatorSession:
         rows = [(m, a.to_bytes()) for m, a in self._advertised.items()]
         self._cohort = cohort_digest(self._context, rows)
         seed = graph_seed(self._context, self._cohort)
-        self._graph = neighbours(self.members, self.terms.degree, seed)
+        try:
+            self._graph = neighbours(self.members, self.terms.degree, seed)
+        except FoedusError as error:
+            raise Abandoned(f"The sites cannot be joined in a mask graph: {error}") from error
         self.threshold = threshold(len(self.members))
 
     # --- Share ---

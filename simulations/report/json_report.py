@@ -109,6 +109,7 @@ def config_section(settings: SimulationSettings) -> dict[str, Any]:
         "data": encode(settings.data),
         "simulation": simulation,
         "engine": encode(settings.engine),
+        "audit": encode(settings.audit),
         "output_dir": settings.output_dir,
         "resume": settings.resume,
     }

@@ -92,14 +92,19 @@ def test_a_run_that_hides_its_canaries_passes_and_one_that_shows_them_does_not()
     assert any("proven epsilon" in failure and "at most 1," in failure for failure in failures)
 
 
-def test_the_table_prints_every_run_and_the_membership_attack() -> None:
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_table_prints_every_run_and_the_membership_attack(width: int) -> None:
     members = membership_findings(CERTAIN[PLANTED], CERTAIN[~PLANTED])
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(replace(result(BLIND), membership=members).table())
-    text = console.export_text()
-    assert text.count("as set") == text.count("control, no privacy") == 2
-    assert "released adapter" in text and "held out" in text
-    assert "8.00" in text and "1.000" in text
+    lines = console.export_text().splitlines()
+    starts = ("as set ", "control ", "released ")
+    rows = [line.split() for line in lines if line.strip().startswith(starts)]
+    assert [row[0] for row in rows] == ["as", "as", "control", "control", "released"]
+    assert [row[-1] for row in rows[:4]] == ["no", "no", "yes", "yes"]
+    assert "1.00 (0.97-1.00)" in " ".join(rows[2])
+    text = "\n".join(lines)
+    assert "epsilon 8.00 at delta 1e-05" in text and "held out" in text and "…" not in text
 
 
 @pytest.mark.parametrize("planted", [np.zeros(40, dtype=bool), np.ones(40, dtype=bool)])

@@ -203,8 +203,9 @@ def drowned(
 def test_absurd_noise_hides_every_canary_that_the_control_shows(unit: str) -> None:
     run = private(ZERO_HEAD, unit=unit)
     result = audit_site(
-        EXAMPLES, run, canaries_for(run, 60), trainer=drowned, accountant_epsilon=0.1
-    )
+        EXAMPLES, run, canaries_for(run, 60), repeats=3 if unit == "matter" else 1,
+        trainer=drowned, accountant_epsilon=0.1,
+    )  # fmt: skip
     assert by_attack(result) == {"loss": False, "wire_site": False}
     assert result.control is not None and result.control.caught
     assert result.audited.accountant_epsilon == 0.1
@@ -214,7 +215,7 @@ def test_absurd_noise_hides_every_canary_that_the_control_shows(unit: str) -> No
 @pytest.mark.slow
 def test_a_private_run_stays_below_its_accountant() -> None:
     run = private(ZERO_HEAD, target_epsilon=4.0)
-    result = audit_site(EXAMPLES, run, canaries_for(run, 60), control=False)
+    result = audit_site(EXAMPLES, run, canaries_for(run, 60), repeats=3, control=False)
     assert result.control is None
     claimed = result.audited.accountant_epsilon
     assert claimed is not None and 3.9 < claimed <= 4.0

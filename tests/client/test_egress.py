@@ -141,3 +141,9 @@ def test_the_digest_can_be_recomputed_by_hand_from_what_was_sent() -> None:
     lines += [f"metrics.{k}={v!r}\n" for k, v in sorted(content.metric_records[METRICS].items())]
     data = content.array_records[ARRAYS][FLAT].data
     assert content_digest(content)[0] == hashlib.sha256("".join(lines).encode() + data).hexdigest()
+
+
+def test_a_receipt_names_where_the_privacy_ledger_stood(receipts: ReceiptLog) -> None:
+    EgressGuard(EXPECTED, 1.0, receipts).release(reply())
+    EgressGuard(EXPECTED, 1.0, receipts, lambda: "7:ab").release(reply())
+    assert [receipt.ledger for receipt in receipts.verify()] == ["", "7:ab"]

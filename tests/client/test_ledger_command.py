@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.privacy.accounting import Cost
+from client.privacy.units import matter_digest
 from tests.client.ledgers import entry, epsilon_of, ledger_with, tamper, units_of
 
 
@@ -19,6 +20,9 @@ from tests.client.ledgers import entry, epsilon_of, ledger_with, tamper, units_o
 def config(tmp_path: Path) -> Path:
     """A site with a budget and no rounds yet."""
     path = tmp_path / "site.yaml"
+    record = {"text": "Rent falls due monthly.", "label": "rent", "matter": "alpha"}
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "clauses.jsonl").write_text(json.dumps(record) + "\n")
     path.write_text(
         "name: north\ncontracts: contracts\nstate: state\npolicy:\n"
         f"  budget_epsilon: {epsilon_of(4)!r}\n"
@@ -43,7 +47,8 @@ def test_spent_and_left_are_shown_for_data_sets_and_matters(config: Path) -> Non
     result = run("--config", config)
     assert result.exit_code == 0, result.stderr
     spent, left = f"{epsilon_of(3):.3f}", f"{epsilon_of(4) - epsilon_of(3):.3f}"
-    for name in (units.digest[:12], "alpha", "beta"):
+    gone = matter_digest("beta").hex()[:12]  # no contract tells this matter's name any more
+    for name in (units.digest[:12], "alpha", gone):
         (line,) = [line for line in result.stdout.splitlines() if line.strip().startswith(name)]
         assert spent in line and left in line and " 3 " in line
     assert "delta 1e-05" in result.stdout
@@ -60,7 +65,7 @@ def test_json_has_every_figure_and_null_where_there_is_no_bound(config: Path) ->
     assert found["head"] == ledger.head()
     first, second = found["data_sets"]
     assert (first["rounds"], first["epsilon_spent"]) == (2, epsilon_of(2))
-    assert [m["name"] for m in first["matters"]] == ["alpha"]
+    assert [m["digest"] for m in first["matters"]] == [matter_digest("alpha").hex()]
     assert (second["epsilon_spent"], second["epsilon_left"]) == (None, 0.0)
     assert "no bound" in run("--config", config).stdout
 

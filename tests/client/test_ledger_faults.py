@@ -204,8 +204,7 @@ def test_an_older_copy_is_refused_until_the_newest_is_back(
         "UPDATE data_sets SET content = x''",
         "UPDATE data_sets SET content = 'text'",
         "UPDATE data_sets SET content = zeroblob(64)",
-        "UPDATE matters SET name = 'gamma' WHERE name = 'alpha'",
-        "DROP TABLE matters",
+        "DROP TABLE data_sets",
         "PRAGMA user_version = 7",
     ],
 )

@@ -81,6 +81,13 @@ def test_the_proven_leak_may_be_held_below_the_accountant_s_but_never_above_it()
     assert not failures({"epsilon_lower_bound": 7.5}, max_epsilon_lower_bound=9.0)
 
 
+def test_few_held_out_examples_are_given_the_luck_of_a_blind_attack_and_no_more() -> None:
+    assert failures({"membership": {"tpr_at_1_fpr": 0.2, "chance": 1 / 21}}) == []
+    assert failures({"membership": {"tpr_at_1_fpr": 0.25, "chance": 1 / 21}})
+    assert failures({"membership": {"tpr_at_1_fpr": 0.2, "chance": 0.01}})
+    assert failures({"membership": {"tpr_at_1_fpr": 0.2, "chance": "high"}})
+
+
 def test_a_run_without_privacy_passes_only_where_the_consortium_says_so() -> None:
     plain = {"private": False, "accountant_epsilon": None, "control": None, "caught": True}
     assert failures(plain)

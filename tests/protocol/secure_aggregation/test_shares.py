@@ -58,6 +58,13 @@ def test_a_wrong_share_gives_a_wrong_secret() -> None:
     assert combine(shares, 3) != secret
 
 
+def test_of_more_shares_than_needed_the_lowest_open_the_secret() -> None:
+    secret = os.urandom(16)
+    shares = dict(enumerate(split(secret, 3, 5), start=1))
+    shares[4] = bytes(16)
+    assert combine(dict(reversed(shares.items())), 3) == secret
+
+
 def test_impossible_thresholds_and_shapes_are_refused() -> None:
     for threshold, num_shares in ((0, 3), (4, 3), (-1, 3), (1, 0)):
         with pytest.raises(FoedusError, match="threshold"):

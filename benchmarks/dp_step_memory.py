@@ -1,0 +1,108 @@
+"""Peak memory of a few steps, each way in a process of its own.
+
+A process loads the model and the batch, notes how much memory it holds, resets the kernel's record
+of its peak, takes the steps and reads the record: python -m benchmarks.dp_step_memory MODEL WAY
+BATCH TOKENS prints the difference. Linux only. The record of getrusage would not do: it survives
+exec, so that a child starts with its parent's peak.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import FoedusError
+
+STEPS = 3
+
+_ROOT = Path(__file__).resolve().parent.parent
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+_TIMEOUT_SECONDS = 600
+_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Of one model and batch. peak_bytes: by way; rows_bytes: batch x trained parameters x 4."""
+
+    model: str
+    batch_size: int
+    tokens: int
+    rows_bytes: int
+    peak_bytes: dict[str, int]
+
+
+def can_measure() -> bool:
+    """True where the kernel keeps a peak that can be reset."""
+    return _CLEAR.exists()
+
+
+def measure(model: str, batch_size: int, tokens: int, ways: Sequence[str]) -> PeakMemory:
+    """Each way in a fresh process, two at a time: memory, unlike time, feels no neighbour.
+
+    Errors: FoedusError with the last line of what the process said where it failed.
+    """
+
+    def run(way: str) -> tuple[int, int]:
+        arguments = [model, way, str(batch_size), str(tokens)]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.dp_step_memory", *arguments],
+            cwd=_ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip() or "nothing").splitlines()[-1]
+            raise FoedusError(
+                f"Expected the peak memory of {model}, {way}; its process said {last}"
+            )
+        peak, rows = done.stdout.split()[-2:]
+        return int(peak), int(rows)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        measured = dict(zip(ways, pool.map(run, ways), strict=True))
+    peaks = {way: peak for way, (peak, _) in measured.items()}
+    return PeakMemory(model, batch_size, tokens, next(iter(measured.values()))[1], peaks)
+
+
+def peak_of_steps(model: str, way_name: str, batch_size: int, tokens: int) -> tuple[int, int]:
+    """(bytes by which this process grew at most while it took the steps, bytes of the rows)."""
+    # Here, so that the parent that only starts processes needs none of it.
+    from benchmarks.dp_step_ways import one_thread, way_for, work_for
+
+    with one_thread():
+        # A clip norm of its own would need a pass over the batch, whose memory could be used again.
+        work = work_for(model, batch_size, tokens, clip_norm=1.0)
+        way = way_for(way_name, work)
+        gc.collect()
+        if __import__("os").environ.get("TRIM"):
+            __import__("ctypes").CDLL(None).malloc_trim(0)
+        before = _status_bytes("VmRSS")
+        _CLEAR.write_text(_RESET_PEAK)
+        for _ in range(STEPS):
+            with way.ready():
+                way.step()
+        return _status_bytes("VmHWM") - before, 4 * len(work.batch) * work.num_parameters
+
+
+def _status_bytes(field: str) -> int:
+    for line in _STATUS.read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name == field:
+            return int(rest.split()[0]) * 1024
+    raise FoedusError(f"Expected {field} in {_STATUS}, got none. This system keeps no peak memory.")
+
+
+if __name__ == "__main__":
+    given_model, given_way, given_batch, given_tokens = sys.argv[1:]
+    print(*peak_of_steps(given_model, given_way, int(given_batch), int(given_tokens)))
