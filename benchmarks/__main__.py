@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import secure_aggregation, simulation_speed
+from benchmarks import dp_step, secure_aggregation, simulation_speed
 from benchmarks.command import Benchmark, rows_table, say, summary_table, table_console
 from benchmarks.result import BenchmarkResult
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     simulation_speed.NAME: simulation_speed.run,
     secure_aggregation.NAME: secure_aggregation.run,
+    dp_step.NAME: dp_step.run,
 }
 
 

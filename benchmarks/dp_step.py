@@ -1,4 +1,4 @@
-"""One private optimiser step over one plain step, for every model, batch and length; lower is better.
+"""One private optimiser step over one plain step, by model, batch and length; lower is better.
 
 The ways, see benchmarks.dp_step_ways, take turns on one thread in one process; Opacus' three stand
 beside ours. Before anything is timed, all private ways must agree on the clipped sum.
@@ -42,13 +42,13 @@ _SAME_SUM = 1e-4
 
 @dataclass(frozen=True)
 class Workload:
-    """Which cells are timed, how often; memory_runs: processes for each way in the largest cell."""
+    """Which cells are timed, how often. Memory is measured in the largest cell."""
 
     batch_sizes: tuple[int, ...] = (8, 16, 32)
     tokens: tuple[int, ...] = (128, 256)
     repetitions: int = 7
     memory_models: tuple[str, ...] = tuple(MODELS)
-    memory_ways: tuple[str, ...] = WAYS
+    memory_ways: tuple[str, ...] = (PLAIN, OURS, HOOKS)
 
 
 QUICK = Workload((8,), (128,), 3, ("llama",), (PLAIN, OURS))
@@ -90,7 +90,10 @@ def run(quick: bool, say: Say) -> BenchmarkResult:
     if quick:
         say(f"  a full run takes about {full_run_minutes(cells):.0f} CPU minutes here")
     memory: list[PeakMemory] = []
-    for model in workload.memory_models if can_measure() else ():
+    if not can_measure():
+        say("  peak memory is not measured: this system keeps no peak that can be reset")
+        return result_of(cells, memory)
+    for model in workload.memory_models:
         largest = max(workload.batch_sizes), max(workload.tokens)
         say(f"  peak memory of {model}, {largest[0]} x {largest[1]} tokens")
         memory.append(measure(model, *largest, workload.memory_ways))
@@ -145,7 +148,7 @@ def _timed(way: Way) -> Seconds:
 
 
 def full_run_minutes(cells: Sequence[CellTimes], full: Workload | None = None) -> float:
-    """CPU minutes of all steps of a full run, if a step's time grows as its batch does in tokens."""
+    """CPU minutes of a full run's steps, if a step's time grows as its batch does in tokens."""
     full = full or Workload()
     all_tokens = sum(full.batch_sizes) * sum(full.tokens)
     seconds = 0.0
@@ -167,7 +170,7 @@ def result_of(cells: Sequence[CellTimes], memory: Sequence[PeakMemory]) -> Bench
         f"({min(figures):.2f}-{max(figures):.2f}); on the wall clock {median(walls):.2f}"
     )
     if memory:
-        worst = max(memory_beyond_rows(peak) for peak in memory)
+        worst = max(memory_net_of_rows(peak) for peak in memory)
         held = "held" if worst <= MEMORY_GOAL else "missed"
         what += f"; peak memory without the rows at most {worst:.2f} (goal {MEMORY_GOAL}: {held})"
     rows = (*map(time_row, cells), *map(memory_row, memory))
@@ -175,9 +178,10 @@ def result_of(cells: Sequence[CellTimes], memory: Sequence[PeakMemory]) -> Bench
 
 
 def time_row(cell: CellTimes) -> Row:
-    """Plain in CPU seconds, the others over it: median, and least to greatest."""
+    """Plain in CPU seconds, the others over it: median, and least to greatest. wall: ours over
+    plain by the clock."""
     row: dict[str, Cell] = {
-        "measured": "CPU s",
+        "unit": "CPU s",
         "model": cell.model,
         "batch": cell.batch_size,
         "tokens": cell.tokens,
@@ -187,8 +191,8 @@ def time_row(cell: CellTimes) -> Row:
         if way in cell.steps:
             ratio = spread(cell.cpu_ratios(way))
             row[way] = ratio.median
-            row[f"{way}_range"] = f"{ratio.lowest:.2f}-{ratio.highest:.2f}"
-    row["ours_wall"] = _wall_ratio(cell)
+            row[f"{way}_range"] = f"{ratio.lowest:.2f} - {ratio.highest:.2f}"
+    row["wall"] = _wall_ratio(cell)
     if cell.failures:
         row["failed"] = "; ".join(f"{way}: {reason}" for way, reason in cell.failures.items())
     return row
@@ -199,16 +203,17 @@ def _wall_ratio(cell: CellTimes) -> float:
     return median_of_ratios(ours, plain).median
 
 
-def memory_beyond_rows(memory: PeakMemory) -> float:
+def memory_net_of_rows(memory: PeakMemory) -> float:
     """Our peak less the buffer of rows, over plain's."""
     return (memory.peak_bytes[OURS] - memory.rows_bytes) / memory.peak_bytes[PLAIN]
 
 
 def memory_row(memory: PeakMemory) -> Row:
-    """Plain in MiB, the others over it; rows_mib: batch x trained parameters x 4 bytes."""
+    """Plain in MiB, the others over it; rows_mib: batch x trained parameters x 4 bytes;
+    net_of_rows: ours without them."""
     plain = memory.peak_bytes[PLAIN]
     row: dict[str, Cell] = {
-        "measured": "peak MiB",
+        "unit": "MiB",
         "model": memory.model,
         "batch": memory.batch_size,
         "tokens": memory.tokens,
@@ -216,7 +221,7 @@ def memory_row(memory: PeakMemory) -> Row:
     }
     row |= {way: peak / plain for way, peak in memory.peak_bytes.items() if way != PLAIN}
     row["rows_mib"] = memory.rows_bytes / 2**20
-    row["ours_beyond_rows"] = memory_beyond_rows(memory)
+    row["net_of_rows"] = memory_net_of_rows(memory)
     return row
 
 

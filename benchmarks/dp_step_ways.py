@@ -210,7 +210,9 @@ class Opacus(Way):
         """Hooks are on the model inside only, as they would slow the other ways."""
         network, clip_norm = self.work.adapted.network, self.work.clip_norm
         ghost = self._kind == GHOST
-        with super().ready():
+        with super().ready(), warnings.catch_warnings():
+            # torch warns of the first layer, whose input needs no gradient: as it should be.
+            warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
             if ghost:
                 self._hooks = GradSampleHooksFastGradientClipping(
                     network, loss_reduction="sum", max_grad_norm=clip_norm
@@ -258,12 +260,10 @@ def relative_distance(found: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes on one thread inside, and does not warn of Opacus' frozen first layers."""
+    """torch computes on one thread inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-            yield
+        yield
     finally:
         torch.set_num_threads(before)

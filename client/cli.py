@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.audit_command import audit
+from client.identity_command import show_identity
 from client.ledger_command import show_ledger
 from protocol.errors import FoedusError
 
@@ -282,6 +283,7 @@ def _print_inventory(inventory: Inventory) -> None:
 
 app.command("ledger")(show_ledger)
 app.command("audit")(audit)
+app.command("identity")(show_identity)
 
 
 def _site(config: Path) -> Site:

@@ -46,10 +46,15 @@ class AuditPolicy:
     )
     require_private: bool = setting(True, doc="the audited run must have been private")
 
-    def failures(self, report: Mapping[str, Any], run: RunSettings | None = None) -> list[str]:
+    def failures(
+        self,
+        report: Mapping[str, Any],
+        run: RunSettings | None = None,
+        adapter_digest: str = "",
+    ) -> list[str]:
         """Every reason not to release, one sentence each; none where the audit passes.
 
-        run: the settings of the run to be released, to refuse the audit of another one.
+        run, adapter_digest: of what is to be released, to refuse the audit of anything else.
         """
         if report.get("kind") != AUDIT_KIND or report.get("schema") != AUDIT_SCHEMA:
             return [
@@ -65,7 +70,7 @@ class AuditPolicy:
         found += _above(report, "tpr_at_1_fpr", self.max_tpr_at_1_fpr, "canaries found at 1% FPR")
         found += self._epsilon(report)
         found += self._control(report)
-        found += self._membership(report)
+        found += self._membership(report, adapter_digest)
         return found
 
     def _size(self, report: Mapping[str, Any]) -> list[str]:
@@ -104,12 +109,17 @@ class AuditPolicy:
             "canaries, or more repeats of each."
         ]
 
-    def _membership(self, report: Mapping[str, Any]) -> list[str]:
+    def _membership(self, report: Mapping[str, Any], adapter_digest: str) -> list[str]:
         section = report.get("membership")
         if section is None:
             return []
         if not isinstance(section, Mapping):
             return ["Expected the membership section as a mapping."]
+        if adapter_digest and report.get("adapter_digest") != adapter_digest:
+            return [
+                "The membership attack was on another adapter. Attack the one to be released, or "
+                "audit the run's settings alone."
+            ]
         what = "real examples found at 1% FPR"
         blind = _BLIND_MARGIN * (_number(section, "chance") or 0.0)
         limit = max(self.max_membership_tpr_at_1_fpr, blind)

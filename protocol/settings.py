@@ -124,8 +124,8 @@ class PrivacySettings:
     steps_per_round: int = setting(4, minimum=1, doc="noisy steps at a site in each round")
     examples_per_matter: int = setting(8, minimum=1, doc="drawn of a sampled matter at most")
     optimizer: str = setting("adam", choices=("adam", "sgd"), doc="of the noisy steps")
-    learning_rate: float = setting(2e-3, minimum=0.0, doc="peak, of the LoRA factors")
-    head_learning_rate: float = setting(1e-2, minimum=0.0, doc="peak, of a new head")
+    learning_rate: float = setting(1e-2, minimum=0.0, doc="peak, of the LoRA factors")
+    head_learning_rate: float = setting(5e-2, minimum=0.0, doc="peak, of a new head")
     noise: str = setting(
         "chacha20", choices=("chacha20", "chacha20_x4"), doc="x4: sums of four draws, see docs"
     )

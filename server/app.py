@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from models.adapted import initial_state
+from protocol.audit_policy import AuditPolicy
 from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
 from protocol.errors import FoedusError, SettingsError
@@ -29,11 +30,13 @@ from server.coordinator import CentralEvaluation, Coordinator, Observer, RunResu
 from server.evaluation import central_evaluation, read_test_set
 from server.observer import LogObserver
 from server.release import release
+from server.release_gate import ReleaseGate
 from strategies.registry import build_strategy
 
 log = logging.getLogger("foedus.server")
 
 OVERRIDES_KEY = "overrides"
+ADAPTER = "adapter"
 _WHERE = "conf/coordinate.yaml and its overrides"
 
 
@@ -45,6 +48,14 @@ class CoordinatorSettings:
     resume: bool = setting(False, doc="go on from the newest checkpoint in output_dir")
     test_set: str = setting("", doc="public JSONL test set for central evaluation; empty = none")
     roster: str = setting("", doc="file of the members, for secure aggregation; empty = none")
+    audit_report: str = setting("", doc="leakage audit that a release must pass; empty = none")
+    require_audit: bool = setting(False, doc="release nothing without a leakage audit")
+    audit_policy: AuditPolicy = field(default_factory=AuditPolicy)
+
+    @property
+    def release_gate(self) -> ReleaseGate:
+        """What must be shown before an adapter is released."""
+        return ReleaseGate(self.audit_report, self.audit_policy, self.require_audit)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,11 @@ def checkpoint_folder(output_dir: Path) -> Path:
 
 
 def run_plan(grid: Grid, plan: Plan) -> RunResult:
-    """Run every round, then release. Errors: SettingsError before the first round."""
+    """Run every round, then release.
+
+    Errors: SettingsError before the first round; FoedusError where the release gate stays shut,
+    with checkpoints and history on disk.
+    """
     settings, folder = plan.settings, Path(plan.coordinator.output_dir)
     check_compatibility(settings, "the run's settings")
     coordinator = Coordinator(
@@ -92,7 +107,7 @@ def run_plan(grid: Grid, plan: Plan) -> RunResult:
     result = coordinator.run(initial_state(settings), resume=plan.coordinator.resume)
     history = {"run_id": result.run_id, "rounds": [r.to_json() for r in result.records]}
     write_atomically(folder / "history.json", (json.dumps(history, indent=2) + "\n").encode())
-    release(folder / "adapter", result, settings)
+    release(folder / ADAPTER, result, settings, plan.coordinator.release_gate)
     plan.on_finished(result)
     return result
 
@@ -126,7 +141,7 @@ def compose_plan(overrides: list[str]) -> Plan:
     """
     config = _composed(overrides)
     settings = decode(RunSettings, _run_part(config), _WHERE)
-    coordinator = decode(CoordinatorSettings, config["coordinator"], _WHERE)
+    coordinator = _coordinator_part(config)
     evaluation = None
     if coordinator.test_set:
         examples = read_test_set(Path(coordinator.test_set), settings.task.kind)
@@ -139,6 +154,29 @@ def compose_settings(overrides: list[str]) -> RunSettings:
     return decode(RunSettings, _run_part(_composed(overrides)), _WHERE)
 
 
+def release_finished(
+    output_dir: Path, overrides: list[str], audit_report: str = ""
+) -> dict[str, Any]:
+    """Release the last round of a run that ended without a release; returns the manifest.
+
+    overrides: the words the run was started with. audit_report: in place of the configured one.
+    Errors: FoedusError where the run is unfinished or another one, or the gate stays shut.
+    """
+    config = _composed(overrides)
+    settings = decode(RunSettings, _run_part(config), _WHERE)
+    gate = _coordinator_part(config).release_gate
+    newest = CheckpointStore(checkpoint_folder(output_dir), settings).load_newest()
+    done, planned = newest.round if newest else 0, settings.federation.rounds
+    if newest is None or done < planned:
+        raise FoedusError(
+            f"Expected a finished run in {output_dir}, got {done} of {planned} rounds. Go on with "
+            "it by coordinator.resume=true first."
+        )
+    result = RunResult(newest.run_id, newest.state, newest.records)
+    gate = replace(gate, audit_report=audit_report or gate.audit_report)
+    return release(output_dir / ADAPTER, result, settings, gate)
+
+
 def _composed(overrides: list[str]) -> dict[str, Any]:
     folder = Path(__file__).resolve().parent.parent / "conf"
     try:
@@ -147,6 +185,10 @@ def _composed(overrides: list[str]) -> dict[str, Any]:
     except HydraException as error:
         raise SettingsError(_WHERE, [str(error)]) from error
     return dict(config)
+
+
+def _coordinator_part(config: Mapping[str, Any]) -> CoordinatorSettings:
+    return decode(CoordinatorSettings, config["coordinator"], _WHERE)
 
 
 def _run_part(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,29 @@ def history(
 
 
 @app.command()
+def release(
+    output_dir: Annotated[Path, typer.Argument(help="The output folder of a finished run")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="The Hydra overrides the run was started with")
+    ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Leakage audit of the run: `foedus client audit --json`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Release the last checkpoint of a run whose release was refused, once its audit passes."""
+    from server.app import ADAPTER, release_finished
+
+    report = str(audit) if audit else ""
+    manifest = _or_exit(lambda: release_finished(output_dir, overrides or [], report))
+    if as_json:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+        return
+    Console().print(f"Released {output_dir / ADAPTER}, adapter {manifest['adapter_digest']}.")
+
+
+@app.command()
 def verify(
     adapter: Annotated[Path, typer.Argument(help="A released adapter folder")],
     as_json: AsJson = False,

@@ -1,6 +1,7 @@
 """Release: the finished adapter as a folder that others can check and load.
 
-A PEFT folder, a model card, and a manifest that ties the files to the run they came from.
+A PEFT folder, a model card, and a manifest that ties the files to the run they came from. Nothing
+is written before the consortium's gate has let the adapter pass.
 """
 
 from __future__ import annotations
@@ -13,20 +14,28 @@ from typing import Any
 from models.base import public_name
 from protocol.errors import FoedusError
 from protocol.files import write_atomically
-from protocol.methods import METHODS, personal_factors
 from protocol.peft_folder import write_peft_folder
 from protocol.settings import RunSettings
 from server.checkpoint import settings_digest
 from server.coordinator import RunResult
+from server.model_card import model_card
+from server.release_gate import ReleaseGate
 
 MANIFEST, MODEL_CARD = "manifest.json", "README.md"
 _SCHEMA = 1
 
 
-def release(folder: Path, result: RunResult, settings: RunSettings) -> dict[str, Any]:
-    """Write the adapter folder and return its manifest, whose files' digests are all checked."""
+def release(
+    folder: Path, result: RunResult, settings: RunSettings, gate: ReleaseGate | None = None
+) -> dict[str, Any]:
+    """Write the adapter folder and return its manifest, whose files' digests are all checked.
+
+    gate: what must be shown first; None lets everything pass.
+    Errors: FoedusError where the gate stays shut; then nothing in `folder` has changed.
+    """
+    audit = gate.check(result.state, settings) if gate else None
     write_peft_folder(folder, result.state, settings, public_name(settings.model))
-    write_atomically(folder / MODEL_CARD, model_card(result, settings).encode())
+    write_atomically(folder / MODEL_CARD, model_card(result, settings, audit).encode())
     manifest = {
         "schema": _SCHEMA,
         "run_id": result.run_id,
@@ -37,11 +46,33 @@ def release(folder: Path, result: RunResult, settings: RunSettings) -> dict[str,
         "aggregated_rounds": sum(record.aggregated for record in result.records),
         "cohort_sizes": [len(record.admitted) for record in result.records],
         "config_digest": settings_digest(settings),
+        "privacy": privacy_facts(settings),
+        "secure_aggregation": secure_aggregation_facts(settings),
+        "audit": audit,
         "files": file_digests(folder),
     }
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / MANIFEST, text.encode())
     return manifest
+
+
+def privacy_facts(settings: RunSettings) -> dict[str, Any]:
+    """What the run promised of each site's contracts, for the manifest."""
+    privacy = settings.privacy
+    if not privacy.enabled:
+        return {"mode": privacy.mode}
+    return {
+        "mode": privacy.mode,
+        "unit": privacy.unit,
+        "target_epsilon": privacy.target_epsilon,
+        "delta": privacy.delta,
+    }
+
+
+def secure_aggregation_facts(settings: RunSettings) -> dict[str, Any]:
+    """What the coordinator could see of single updates, for the manifest."""
+    secure = settings.secure_aggregation
+    return {"enabled": True, "bits": secure.bits} if secure.enabled else {"enabled": False}
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -71,65 +102,3 @@ def verify_release(folder: Path) -> dict[str, Any]:
             f"Not as released: {', '.join(differing)} in {folder}. Copy the folder again."
         )
     return manifest
-
-
-def model_card(result: RunResult, settings: RunSettings) -> str:
-    """The README.md of a released adapter, in the Hub's format."""
-    federation, adapter = settings.federation, settings.adapter
-    traits = METHODS[federation.method]
-    base = public_name(settings.model)
-    sizes = [len(record.admitted) for record in result.records]
-    last = result.records[-1].metrics if result.records else {}
-    scores = "".join(
-        f"| {name} | {value:.4f} |\n" for name, value in sorted(last.items()) if "num_" not in name
-    )
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [foedus, federated-learning, lora, legal]
----
-# A federated LoRA adapter
-
-Trained by several firms on contracts that never left them; only bounded adapter updates did.
-
-| | |
-|---|---|
-| base model | `{base}`, digest `{result.state.base_digest}` |
-| task | {settings.task.kind}{_labels_line(settings)} |
-| method | {traits.title} ({traits.source}), rank {adapter.rank}, alpha {adapter.alpha:g} |
-| rounds | {len(sizes)}, of which {sum(r.aggregated for r in result.records)} were aggregated |
-| sites per round | {min(sizes, default=0)} to {max(sizes, default=0)} |
-| privacy | no differential privacy; the coordinator saw each site's update in the clear |
-
-## Scores of the last round
-
-| score | value |
-|---|---|
-{scores}
-`sites_*` are means over the sites' own held-out contracts; `central_*` were measured by the
-coordinator on a public test set.
-
-## Use
-
-`foedus client predict --adapter DIR FILE…`, or plain transformers and peft: see docs/predict.md of
-foedus.
-{_personal_note(settings)}
-## Limits
-
-The adapter was trained on contracts and can repeat phrases from them. It is no legal advice.
-Gradients and updates can reveal training text to whoever sees them singly.
-"""
-
-
-def _labels_line(settings: RunSettings) -> str:
-    return f", {len(settings.task.labels)} labels" if settings.task.labels else ""
-
-
-def _personal_note(settings: RunSettings) -> str:
-    kept = personal_factors(settings.federation.method)
-    if not kept:
-        return ""
-    return (
-        f"\nFactor {', '.join(sorted(kept))} stayed at the sites and is zero here: outside a site "
-        "that took part, this folder is the base model with the shared head.\n"
-    )

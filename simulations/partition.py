@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class SitesSettings:
     quantity_exponent: float = setting(
         1.0, minimum=0.0, maximum=10.0, doc="quantity: site k has a share ~ k^-exponent; 0 = equal"
     )
+    matters_per_site: int = setting(
+        0, minimum=0, doc="matters a site trains on at most, drawn; 0 = all, also those without"
+    )
     min_examples_per_site: int = setting(10, minimum=1, doc="training examples a site needs")
     seed: int = setting(0, minimum=0, doc="seed of every draw")
 
@@ -58,13 +61,25 @@ def partition(
     train: Sequence[Contract], test: Sequence[Contract], settings: SitesSettings
 ) -> list[SitePartition]:
     """The sites of a simulation. Raises PartitionError, naming the setting to change."""
-    if settings.sites_by == "dirichlet":
-        return by_dirichlet(train, test, settings)
-    if settings.sites_by == "quantity":
-        return by_quantity(train, test, settings)
-    if settings.sites_by == "iid":
-        return by_iid(train, test, settings)
-    return by_field(train, test, settings)
+    deal = {"dirichlet": by_dirichlet, "quantity": by_quantity, "iid": by_iid}
+    parts = deal.get(settings.sites_by, by_field)(train, test, settings)
+    if not settings.matters_per_site:
+        return parts
+    rng = np.random.default_rng([settings.seed, settings.matters_per_site])
+    return [replace(p, train=_of_few_matters(p, settings.matters_per_site, rng)) for p in parts]
+
+
+def _of_few_matters(
+    part: SitePartition, most: int, rng: np.random.Generator
+) -> tuple[Contract, ...]:
+    matters = sorted({c.matter for c in part.train if c.matter is not None})
+    if not matters:
+        raise PartitionError(
+            f"matters_per_site={most} expects contracts with matters, got none at {part.name}. "
+            "Leave it at 0."
+        )
+    kept = {matters[index] for index in rng.permutation(len(matters))[:most]}
+    return tuple(contract for contract in part.train if contract.matter in kept)
 
 
 def by_field(

@@ -36,7 +36,7 @@ from tests.strategies.adapters import SMALL, adapter
 def little_secure_run(
     method: str = "fedsvd", *, secure: Mapping[str, Any] | None = None, **federation: Any
 ) -> RunSettings:
-    """A run over two small layers whose updates are masked. Deadlines are long: nobody is silent."""
+    """A run over two small layers whose updates are masked; its deadline is long."""
     run = little_run(method, **{"deadline_seconds": 60.0, "update_norm_bound": 2.0, **federation})
     return replace(run, secure_aggregation=SecureAggregationSettings(True, **(secure or {})))
 
@@ -66,7 +66,9 @@ class SecureSites:
         self.folder = folder
         identities = [Identity.generate() for _ in range(num_sites)]
         self.roster = Roster(
-            "little", 1, tuple(Member(f"firm {i}", each.public_key) for i, each in enumerate(identities))
+            "little",
+            1,
+            tuple(Member(f"firm {i}", each.public_key) for i, each in enumerate(identities)),
         )
         self.trainers = {node: LittleTrainer(node) for node in range(1, num_sites + 1)}
         self._policy = PolicySettings(**policy)

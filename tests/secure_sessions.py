@@ -1,4 +1,4 @@
-"""Whole sessions of secure aggregation without files or messages: the real sites and coordinator."""
+"""Whole sessions of secure aggregation without files or messages: real sites and coordinator."""
 
 from __future__ import annotations
 

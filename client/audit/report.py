@@ -167,6 +167,9 @@ class AuditResult:
         if self.audited.accountant_epsilon is not None:
             claimed = f"{self.audited.accountant_epsilon:.2f} at delta {self.delta:g}"
             lines.insert(0, f"The accountant claims epsilon {claimed} for the run as set.")
+        lines.append(
+            "loss: of the adapter at the end. updates: of this site, as they would be sent."
+        )
         if self.control:
             lines.append("control: the same run without privacy, which has to be caught.")
         if self.membership:
@@ -176,7 +179,7 @@ class AuditResult:
 
 
 _HEADINGS = ("run", "attack", "AUC", "TPR at 1% FPR", "chance", "bits", "epsilon", "caught")
-_ATTACK_NAMES = {"loss": "loss", "wire_site": "site's updates", "wire_sum": "mean updates"}
+_ATTACK_NAMES = {"loss": "loss", "wire_site": "updates", "wire_sum": "mean updates"}
 
 
 def _cells(found: AttackFindings) -> list[str]:

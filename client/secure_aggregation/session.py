@@ -13,22 +13,24 @@ coordinator that does not follow the protocol is in this module:
 - in one round a site helps to open the sum of one list of survivors only, whatever the attempt:
   the difference of two sums of the same updates could be one site's update.
 
-What it does not cover: more than n/3 colluding sites, and a coordinator that starts a whole new run
-with the same settings and another cohort. Against the latter only privacy.mode=dp helps.
+What it does not cover: more than n/3 colluding sites; a coordinator that asks for nearly the same
+updates again, in another round or run and of another cohort, and compares the sums: against that
+only privacy.mode=dp helps. A hostile site can spoil a sum, and nobody can tell which site it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from client.secure_aggregation.memory import RunMemory, SessionState, Stage
+from client.secure_aggregation.view import SessionView, split_secrets
 from protocol.adapter import FloatArray
 from protocol.errors import Refusal
 from protocol.reasons import RefusalReason
-from protocol.secure_aggregation.graph import holders, neighbours, threshold
+from protocol.secure_aggregation.graph import threshold
 from protocol.secure_aggregation.identity import Identity, verify
-from protocol.secure_aggregation.keys import SessionKeys, channel_key, pairwise_mask_seed
+from protocol.secure_aggregation.keys import SessionKeys, pairwise_mask_seed
 from protocol.secure_aggregation.masks import RingArray, add_masks_into, pairwise_sign
 from protocol.secure_aggregation.messages import (
     AdvertiseReply,
@@ -44,16 +46,8 @@ from protocol.secure_aggregation.messages import (
 from protocol.secure_aggregation.ring import RandomBytes, encode_input, pack_bits
 from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.shares import (
-    SharePair,
     decrypt_shares,
     encrypt_shares,
-    split,
-)
-from protocol.secure_aggregation.transcript import (
-    cohort_digest,
-    graph_seed,
-    share_box_data,
-    survivors_to_sign,
 )
 from protocol.secure_aggregation.wire import SessionId, Terms
 
@@ -113,8 +107,8 @@ class SitePart:
         state = _at_stage(memory, request.session, Stage.ADVERTISED)
         self._check_advertisements(state, request)
         state = replace(state, stage=Stage.SHARED, advertisements=request.advertisements)
-        view = _View(state, self.identity.member_id)
-        pairs = _split_secrets(state.keys, view.holders)
+        view = SessionView(state, self.identity.member_id)
+        pairs = split_secrets(state.keys, view.holders)
         own = self.identity.member_id
         boxes = {
             receiver: encrypt_shares(
@@ -135,7 +129,7 @@ class SitePart:
         Errors: Refusal; WireError where a box does not open.
         """
         state = _at_stage(memory, request.session, Stage.SHARED)
-        view = _View(state, self.identity.member_id)
+        view = SessionView(state, self.identity.member_id)
         self._check_list(view, request.senders, view.members, "sites that shared their secrets")
         _expect_the_list_of_before(memory, request.senders)
         expected = set(view.neighbours) & set(request.senders)
@@ -168,7 +162,7 @@ class SitePart:
         if state is None or state.stage is not Stage.MASKED:
             raise Refusal(RefusalReason.WRONG_PHASE, "Expected a session that is to mask.")
         own, context = self.identity.member_id, state.terms.context(state.session)
-        view = _View(state, own)
+        view = SessionView(state, own)
         private = state.keys.masking_private(context, own)
         peers = [p for p in view.neighbours if p in set(state.senders)]
         masks = [(state.keys.self_mask_key(context, own), 1)] + [
@@ -185,7 +179,7 @@ class SitePart:
     def confirm(self, memory: RunMemory, request: ConfirmRequest) -> tuple[RunMemory, ConfirmReply]:
         """Sign the list of survivors; one list a session. Errors: Refusal."""
         state = _at_stage(memory, request.session, Stage.MASKED)
-        view = _View(state, self.identity.member_id)
+        view = SessionView(state, self.identity.member_id)
         self._check_list(view, request.survivors, state.senders, "survivors")
         _expect_the_list_of_before(memory, request.survivors)
         state = replace(state, stage=Stage.CONFIRMED, survivors=request.survivors)
@@ -198,7 +192,7 @@ class SitePart:
         Errors: Refusal unless t sites of the list have signed the list this site has signed.
         """
         state = _at_stage(memory, request.session, Stage.CONFIRMED)
-        view = _View(state, self.identity.member_id)
+        view = SessionView(state, self.identity.member_id)
         statement = view.survivors_to_sign(state.survivors)
         for signer, signature in request.confirmations.items():
             known = signer in state.survivors
@@ -250,7 +244,7 @@ class SitePart:
             )
 
     def _check_list(
-        self, view: _View, members: Sequence[str], known: Sequence[str], what: str
+        self, view: SessionView, members: Sequence[str], known: Sequence[str], what: str
     ) -> None:
         strangers = set(members) - set(known)
         if strangers or self.identity.member_id not in members:
@@ -272,50 +266,6 @@ class SitePart:
                 RefusalReason.COHORT_TOO_SMALL,
                 f"Expected {fewest} sites at least, got {num_sites}.",
             )
-
-
-class _View:
-    """What follows from the relayed keys: the cohort's digest, graph and thresholds."""
-
-    def __init__(self, state: SessionState, own_id: str) -> None:
-        self._keys = state.keys
-        self._context = state.terms.context(state.session)
-        self.by_member = {a.member_id: a for a in state.advertisements}
-        self.members = tuple(sorted(self.by_member))
-        rows = [(a.member_id, a.to_bytes()) for a in state.advertisements]
-        self._cohort = cohort_digest(self._context, rows)
-        seed = graph_seed(self._context, self._cohort)
-        graph = neighbours(self.members, state.terms.degree, seed)
-        self._own = own_id
-        self.neighbours = graph[own_id]
-        self.holders = holders(own_id, graph)
-        self.threshold = threshold(len(self.members))
-
-    def channel(self, sender: str, receiver: str) -> bytes:
-        peer = receiver if sender == self._own else sender
-        return channel_key(
-            self._keys.encryption_private,
-            self.by_member[peer].encryption_key,
-            self._context,
-            sender,
-            receiver,
-        )
-
-    def box_data(self, sender: str, receiver: str) -> bytes:
-        return share_box_data(self._context, self._cohort, sender, receiver)
-
-    def survivors_to_sign(self, survivors: Sequence[str]) -> bytes:
-        return survivors_to_sign(self._context, self._cohort, survivors)
-
-
-def _split_secrets(keys: SessionKeys, own_holders: Sequence[str]) -> Mapping[str, SharePair]:
-    needed = threshold(len(own_holders))
-    self_mask = split(keys.self_mask_seed, needed, len(own_holders))
-    masking = split(keys.masking_seed, needed, len(own_holders))
-    return {
-        holder: SharePair(*pair)
-        for holder, pair in zip(own_holders, zip(self_mask, masking, strict=True), strict=True)
-    }
 
 
 def _expect_the_list_of_before(memory: RunMemory, members: Sequence[str]) -> None:

@@ -226,8 +226,13 @@ class _Attempt:
         unmask = session.unmask_request().to_content()
         self._phase(Phase.UNMASK, dict.fromkeys(self._nodes(session.confirmed), unmask))
         began = time.monotonic()
-        mean, weight = session.open_sum()
-        self._outcome.server_seconds += time.monotonic() - began
+        try:
+            mean, weight = session.open_sum()
+        finally:
+            self._outcome.server_seconds += time.monotonic() - began
+            wrong = WireError(RejectionReason.BAD_SIGNATURE, "A share that opens nothing.")
+            for node in self._nodes(tuple(session.liars)):
+                self._set_aside(node, Phase.UNMASK, wrong)
         tensors = self._round.checked_mean(session, mean.astype(np.float32), weight)
         self._outcome.mean, self._outcome.total_weight = tensors, weight
         self._outcome.survivors = tuple(self._nodes(session.survivors))

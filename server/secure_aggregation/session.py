@@ -8,8 +8,8 @@ nothing that a site sends can raise anything but WireError out of a `take_…`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import combinations, islice
+from collections.abc import Callable, Mapping, Sequence
+from random import SystemRandom
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ from protocol.secure_aggregation.transcript import cohort_digest, graph_seed, su
 from protocol.secure_aggregation.wire import SessionId, Terms
 
 FEWEST_SITES = 2
-# Choices of t shares tried where a site's reconstructed secret is not what it advertised.
+# Random choices of t shares tried where a site's reconstructed secret is not what it advertised. Of
+# the shares of all holders, one wrong one is left out of a choice with a chance of 1/3, two of 1/9.
 _TRIES = 200
 
 
@@ -58,7 +59,7 @@ class Abandoned(FoedusError):
 class CoordinatorSession:
     """One session. num_values: coordinates of an update, without the weight.
 
-    fewest: sites in a sum at least, whatever the threshold.
+    fewest: sites in a sum at least, whatever the threshold. liars: members that told wrong shares.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class CoordinatorSession:
         self.members: tuple[str, ...] = ()
         self.senders: tuple[str, ...] = ()
         self.survivors: tuple[str, ...] = ()
+        self.liars: set[str] = set()
 
     # --- Advertise ---
 
@@ -236,30 +238,59 @@ class CoordinatorSession:
         ]
 
     def _secret(self, member: str, *, dropped: bool) -> bytes:
-        """A site's seed from its holders' shares, checked against what the site advertised.
-
-        A wrong share shows in the check; other choices of shares are then tried.
-        """
+        """A site's seed from its holders' shares, checked against what the site advertised."""
+        shares: dict[str, bytes] = {}
         own_holders = holders(member, self._graph)
-        shares: dict[int, bytes] = {}
-        for index, holder in enumerate(own_holders, start=1):
-            if holder in self._shares:
+        for holder in own_holders:
+            if holder in self._shares and holder not in self.liars:
                 reply = self._shares[holder]
                 kind = reply.mask_key_shares if dropped else reply.self_mask_shares
-                shares[index] = kind[member]
+                shares[holder] = kind[member]
         needed = threshold(len(own_holders))
-        self._expect_enough(len(shares), needed, "sent a share of one site's secret")
+        self._expect_enough(len(shares), needed, "sent a right share of one site's secret")
+        secret = _Secret(shares, own_holders, needed)
         opens = opens_masking_key if dropped else opens_self_mask
-        for chosen in islice(combinations(sorted(shares), needed), _TRIES):
-            seed = combine({index: shares[index] for index in chosen}, needed)
-            if opens(seed, self._context, self._advertised[member]):
-                return seed
-        raise Abandoned(
-            "Expected shares that open what a site advertised, got wrong ones: a site of this "
-            "round does not follow the protocol."
-        )
+        found = secret.find(lambda seed: opens(seed, self._context, self._advertised[member]))
+        if found is None:
+            raise Abandoned(
+                "Expected shares that open what a site advertised, got wrong ones: a site of this "
+                "round does not follow the protocol."
+            )
+        seed, liars = found
+        self.liars |= liars
+        return seed
 
     @staticmethod
     def _expect_enough(num_sites: int, needed: int, what: str) -> None:
         if num_sites < needed:
             raise Abandoned(f"Expected {needed} sites that {what}, got {num_sites}.")
+
+
+class _Secret:
+    """Shares of one secret by holder, some of which may be wrong."""
+
+    def __init__(
+        self, shares: Mapping[str, bytes], own_holders: Sequence[str], needed: int
+    ) -> None:
+        self._shares = shares
+        self._index = {holder: index for index, holder in enumerate(own_holders, start=1)}
+        self._needed = needed
+
+    def find(self, is_right: Callable[[bytes], bool]) -> tuple[bytes, set[str]] | None:
+        """(the secret, whose shares were wrong), or None where no choice of shares gives it."""
+        chosen = sorted(self._shares)[: self._needed]
+        first = self._combined(chosen)
+        if is_right(first):
+            return first, set()
+        draw = SystemRandom()
+        for _ in range(_TRIES):
+            chosen = draw.sample(sorted(self._shares), self._needed)
+            seed = self._combined(chosen)
+            if is_right(seed):
+                left = set(self._shares) - set(chosen)
+                liars = {h for h in left if self._combined([*chosen[1:], h]) != seed}
+                return seed, liars
+        return None
+
+    def _combined(self, chosen: Sequence[str]) -> bytes:
+        return combine({self._index[h]: self._shares[h] for h in chosen}, self._needed)

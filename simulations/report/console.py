@@ -12,6 +12,7 @@ from rich.text import Text
 
 from simulations.report.arms import METRIC_TITLES, arm_rows, metrics_of, shown
 from simulations.report.json_report import ADAPTER
+from simulations.report.privacy_words import audit_in_short, shown_delta, shown_epsilon
 from simulations.report.verdict import verdict
 from simulations.report.write import HTML_NAME, JSON_NAME
 
@@ -19,12 +20,14 @@ from simulations.report.write import HTML_NAME, JSON_NAME
 def print_scores(
     report: Mapping[str, Any], output_dir: Path, console: Console | None = None
 ) -> None:
-    """Tables of arms and of firms, the verdict, and the paths of what was written."""
+    """Tables of arms, of firms and of privacy, the verdict, and the paths of what was written."""
     console = console or Console()
     console.print(score_table(report))
     console.print(site_table(report))
     if "forgetting" in report:
         console.print(forgetting_table(report))
+    if "privacy" in report:
+        console.print(privacy_table(report["privacy"]))
     for sentence in verdict(report):
         console.print(Text(sentence))
     for title, name in (("report", HTML_NAME), ("numbers", JSON_NAME), ("adapter", ADAPTER)):
@@ -69,6 +72,21 @@ def forgetting_table(report: Mapping[str, Any]) -> Table:
     table = _table("General text (forgetting)", "model", [METRIC_TITLES[m] for m in metrics])
     for arm, values in report["forgetting"].items():
         table.add_row(arm, *[shown(metric, values.get(metric)) for metric in metrics])
+    return table
+
+
+def privacy_table(privacy: Mapping[str, Any]) -> Table:
+    """What was promised, spent, hidden from the coordinator and found by the audit."""
+    table = _table("Privacy", "what", ["this run"])
+    if privacy["mode"] == "dp":
+        table.add_row("unit", privacy["unit"])
+        table.add_row("epsilon promised", f"{privacy['target_epsilon']:g}")
+        table.add_row("epsilon spent, at most", shown_epsilon(privacy["epsilon_spent_max"]))
+        table.add_row("delta", shown_delta(privacy["delta"]))
+    else:
+        table.add_row("differential privacy", "none")
+    table.add_row("secure aggregation", "on" if privacy["secure_aggregation"] else "off")
+    table.add_row("leakage audit", audit_in_short(privacy["audit"]))
     return table
 
 

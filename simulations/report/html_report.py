@@ -20,6 +20,7 @@ from simulations.report.arms import (
     shown_seconds,
 )
 from simulations.report.plots import all_plots
+from simulations.report.privacy_page import privacy_page
 from simulations.report.verdict import verdict
 
 _TEMPLATE = "page.html.jinja"
@@ -46,6 +47,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         centralised=scores.get("centralised", {}).get(names[0]),
         sites=_site_rows(report, names[0]),
         forgetting=_forgetting_rows(report),
+        private=report.get("privacy", {}).get("mode") == "dp",
+        privacy=privacy_page(report),
         # The plots are our own SVG; every name inside was escaped when it was drawn.
         plots=[(plot, Markup(plot.svg)) for plot in all_plots(report)],
         rejected=[(r["round"], reply) for r in report["rounds"] for reply in r["rejected"]],

@@ -14,12 +14,18 @@ from simulations.report.arms import (
     shown,
     standing_of,
 )
+from simulations.report.privacy_words import privacy_verdict
 
 _MOST_NAMES = 5
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Sentences, the most important first. Differences are between the numbers in the report."""
+    privacy = report.get("privacy")
+    return _on_scores(report) + (privacy_verdict(privacy) if privacy else [])
+
+
+def _on_scores(report: Mapping[str, Any]) -> list[str]:
     metric = metrics_of(report)[0]
     scores = report["scores"]
     federated = scores["federated"].get(metric)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,16 @@ from protocol.errors import FoedusError, Refusal
 from protocol.messages import ARRAYS, CONFIG, Request, train_request
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.messages import (
-    AdvertiseReply,
     AdvertiseRequest,
-    ConfirmReply,
-    MaskedInputReply,
-    ShareReply,
-    UnmaskReply,
 )
-from protocol.secure_aggregation.task import ring_of, task_digest
 from protocol.secure_aggregation.wire import (
     MASKED,
     SECURE,
     Phase,
-    SessionId,
-    Terms,
     message_digest,
 )
 from protocol.settings import RunSettings
-from server.secure_aggregation.session import CoordinatorSession
-from tests.little_secure_sites import LittleTrainer, SecureSites, little_secure_run
-from tests.little_sites import little_state
+from tests.little_secure_sites import LittleTrainer
 from tests.secure_conversations import Conversation, refusal, status_of
 from tests.small_runs import RUN_ID, downloaded, open_site, small_run, start_state
 

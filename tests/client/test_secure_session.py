@@ -43,7 +43,7 @@ VALUES = np.array([0.5, -0.25], np.float32)
 
 
 def inputs(num_sites: int) -> list[FloatArray]:
-    return [VALUES * (i + 1) / num_sites for i in range(num_sites)]
+    return [(VALUES * (i + 1) / num_sites).astype(np.float32) for i in range(num_sites)]
 
 
 def session_at(phase: Phase, num_sites: int = 5, **part: Any) -> Session:
@@ -163,6 +163,7 @@ def test_keys_of_another_session_are_refused(other: SessionId) -> None:
 
 def test_keys_signed_under_other_terms_are_refused() -> None:
     session = session_at(Phase.SHARE)
+    site = session.sites[0]
     for terms in (
         replace(session.coordinator.terms, task_digest="0" * 64),
         replace(session.coordinator.terms, bits=24),
@@ -170,7 +171,6 @@ def test_keys_signed_under_other_terms_are_refused() -> None:
     ):
         row = SessionKeys.generate().advertise(terms.context(SESSION), IDENTITIES[1])
         request = with_row(session, 1, row)
-        site = session.sites[0]
         assert unchanged(site, lambda request=request: site.share(request)) == "bad_signature"  # type: ignore[misc]
 
 
@@ -317,7 +317,7 @@ def test_no_share_is_told_before_t_sites_have_signed_the_same_list() -> None:
     member, signature = next(iter(genuine.items()))
     forged = {**genuine, member: signature[:-1] + bytes([signature[-1] ^ 1])}
     assert unchanged(site, lambda: site.unmask(UnmaskRequest(SESSION, forged))) == "bad_signature"
-    shifted = dict(zip(genuine, list(genuine.values())[1:] + [signature], strict=True))
+    shifted = dict(zip(genuine, [*list(genuine.values())[1:], signature], strict=True))
     assert unchanged(site, lambda: site.unmask(UnmaskRequest(SESSION, shifted))) == "bad_signature"
     stranger = {**genuine, IDENTITIES[9].member_id: IDENTITIES[9].sign(b"survivors")}
     assert unchanged(site, lambda: site.unmask(UnmaskRequest(SESSION, stranger))) == "bad_signature"

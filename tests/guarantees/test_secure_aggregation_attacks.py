@@ -1,4 +1,4 @@
-"""Whatever is altered, replayed or swapped on the way between a site and the coordinator is refused."""
+"""Whatever is altered, replayed or swapped between a site and the coordinator is refused."""
 
 from __future__ import annotations
 
@@ -72,13 +72,17 @@ def altered_arrays(record: ArrayRecord) -> Iterator[ArrayRecord]:
             yield ArrayRecord({name: Array(dtype, shape, stype, array.data)})
 
 
+def altered_record(record: Any) -> Iterator[Any]:
+    if isinstance(record, ConfigRecord):
+        return altered_records(record)
+    return altered_arrays(record)
+
+
 def altered(content: RecordDict) -> Iterator[RecordDict]:
     """The message with each byte of each record changed in turn."""
     for key, record in content.items():
         rest = {k: v for k, v in content.items() if k != key}
-        changed: Iterator[Any]
-        changed = altered_records(record) if isinstance(record, ConfigRecord) else altered_arrays(record)  # type: ignore[arg-type]  # fmt: skip
-        for other in changed:
+        for other in altered_record(record):
             yield RecordDict({**rest, key: other})
         yield RecordDict(rest)
 

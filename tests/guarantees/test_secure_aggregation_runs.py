@@ -29,6 +29,7 @@ NUM_SITES = 3
 
 
 def secure(run: RunSettings) -> RunSettings:
+    run = with_federation(run, min_cohort=2, quorum=2)
     return replace(run, secure_aggregation=replace(run.secure_aggregation, enabled=True))
 
 
@@ -105,20 +106,21 @@ def test_fewer_sites_than_a_firm_demands_are_given_nothing(tmp_path: Path) -> No
 
 
 def test_a_simulation_gives_its_sites_keys_and_a_roster_and_keeps_them(tmp_path: Path) -> None:
-    words = ("secure_aggregation=on", "strategy=ffa", "federation.evaluate_every=0")
-    result = simulate(tmp_path, *words, "federation.rounds=1")
+    words = ("secure_aggregation=on", "strategy=ffa", "data.firms=3", "data.train_per_firm=12")
+    result = simulate(tmp_path, *words, "federation.rounds=1", "federation.evaluate_every=0")
     assert all(record.aggregated and record.secure_attempts == 1 for record in result.records)
     keys = sorted(tmp_path.glob("sites/*/identity.pem"))
-    assert len(keys) == 2 and (tmp_path / "sites" / "roster.json").is_file()
+    assert len(keys) == 3 and (tmp_path / "sites" / "roster.json").is_file()
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is absent")
 def test_ray_gives_the_adapter_of_the_in_process_engine_under_masks(tmp_path: Path) -> None:
-    words = ("secure_aggregation=on", "federation.rounds=2", "federation.weighting=examples")
+    words = ("secure_aggregation=on", "federation.rounds=2", "federation.weighting=examples",
+             "data.firms=3")  # fmt: skip
     here = simulate(tmp_path / "here", *words)
     on_ray = simulate(tmp_path / "ray", "engine=ray", *words)
-    assert all(r.aggregated and len(r.admitted) == 2 and not r.rejected for r in on_ray.records)
+    assert all(r.aggregated and len(r.admitted) == 3 and not r.rejected for r in on_ray.records)
     for (_, a, b), (_, a2, b2) in zip(on_ray.state.pairs(), here.state.pairs(), strict=True):
         np.testing.assert_allclose(b @ a, b2 @ a2, rtol=0, atol=1e-3)

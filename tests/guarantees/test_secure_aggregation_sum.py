@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,22 +140,44 @@ def test_a_graph_too_thin_for_the_cohort_ends_the_session_before_anything_is_sha
         session.advertise()
 
 
-def test_a_wrong_share_of_one_site_does_not_stop_the_others() -> None:
-    values = inputs_of(5)
-    coordinator = make_coordinator(5, NUM_VALUES)
+@pytest.mark.parametrize(
+    ("num_sites", "liars", "traced"), [(5, {0}, {0}), (5, {4}, set()), (20, {0, 7}, {0, 7})]
+)
+def test_wrong_shares_do_not_stop_the_others_and_are_traced_where_they_were_used(
+    num_sites: int, liars: set[int], traced: set[int]
+) -> None:
+    """Numbers are places in the order of member ids; the first t shares are used first."""
+    values = inputs_of(num_sites)
+    coordinator = make_coordinator(num_sites, NUM_VALUES)
     session = Session(coordinator, make_sites(values))
+    for phase in (session.advertise, session.share, session.mask, session.confirm):
+        phase()
+    request = coordinator.unmask_request()
+    in_order = sorted(session.sites, key=lambda site: site.member_id)
+    for place, site in enumerate(in_order):
+        reply = site.unmask(request)
+        if place in liars:
+            wrong = {m: bytes(16) for m in reply.self_mask_shares}
+            reply = replace(reply, self_mask_shares=wrong)
+        coordinator.take_shares(site.member_id, reply)
+    mean, _ = coordinator.open_sum()
+    np.testing.assert_allclose(mean, np.mean(values, axis=0, dtype=np.float64), atol=1e-6)
+    assert coordinator.liars == {in_order[place].member_id for place in traced}
+
+
+def test_where_too_many_shares_are_wrong_nothing_is_opened() -> None:
+    coordinator = make_coordinator(4, NUM_VALUES)
+    session = Session(coordinator, make_sites(inputs_of(4)))
     for phase in (session.advertise, session.share, session.mask, session.confirm):
         phase()
     request = coordinator.unmask_request()
     for index, site in enumerate(session.sites):
         reply = site.unmask(request)
-        if index == 1:
-            reply = type(reply)(
-                reply.session, {m: bytes(16) for m in reply.self_mask_shares}, reply.mask_key_shares
-            )
+        if index < 2:
+            reply = replace(reply, self_mask_shares={m: bytes(16) for m in reply.self_mask_shares})
         coordinator.take_shares(site.member_id, reply)
-    mean, _ = coordinator.open_sum()
-    np.testing.assert_allclose(mean, np.mean(values, axis=0, dtype=np.float64), atol=1e-6)
+    with pytest.raises(Abandoned, match="does not follow the protocol"):
+        coordinator.open_sum()
 
 
 # --- The whole view ---

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from models.base import find_model_folder
 from protocol.errors import FoedusError
 from protocol.peft_folder import read_peft_folder
+from protocol.settings import PrivacySettings, SecureAggregationSettings
 from server.app import CoordinatorSettings, Plan, run_plan
 from server.checkpoint import settings_digest
 from server.coordinator import RunResult
@@ -118,7 +119,29 @@ def test_the_card_names_base_method_scores_and_limits(
     assert "FedSVD (arXiv:2505.12805), rank 2, alpha 4" in card
     assert "| sites per round | 2 to 2 |" in card
     assert "| sites_accuracy |" in card and "num_examples" not in card
-    assert "no differential privacy" in card and "can repeat phrases" in card
+    assert "| privacy | no differential privacy |" in card and "can repeat phrases" in card
+    assert "off: the coordinator saw each site's update in the clear" in card
+
+
+def test_the_card_and_the_manifest_tell_the_run_s_privacy(
+    released: tuple[Path, RunResult, dict[str, Any]], tmp_path: Path
+) -> None:
+    run = replace(
+        RUN,
+        privacy=PrivacySettings(mode="dp", unit="matter", target_epsilon=3.0, delta=1e-6),
+        secure_aggregation=SecureAggregationSettings(enabled=True, bits=20),
+    )
+    manifest = release(tmp_path, released[1], run)
+    card = (tmp_path / MODEL_CARD).read_text()
+    assert "unit matter, epsilon 3 at delta 1e-06 over all planned rounds" in card
+    assert "on: the coordinator saw sums of updates only, the smallest over 2 sites" in card
+    assert "in the clear" not in card and "no differential privacy" not in card
+    promised = {"mode": "dp", "unit": "matter", "target_epsilon": 3.0, "delta": 1e-6}
+    assert manifest["privacy"] == promised
+    assert manifest["secure_aggregation"] == {"enabled": True, "bits": 20}
+    plain = released[2]
+    assert plain["privacy"] == {"mode": "none"} and plain["audit"] is None
+    assert plain["secure_aggregation"] == {"enabled": False}
 
 
 def test_the_card_of_a_personal_method_says_what_is_missing(

@@ -66,7 +66,9 @@ def assert_same_adapter(run: RunSettings, got: Any, expected: Any, num_sites: in
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("weighting", "optimizer"), [("uniform", "none"), ("examples", "momentum")])
+@pytest.mark.parametrize(
+    ("weighting", "optimizer"), [("uniform", "none"), ("examples", "momentum")]
+)
 def test_every_method_gives_the_plain_run_s_adapter(
     tmp_path: Path, method: str, weighting: str, optimizer: str
 ) -> None:
@@ -119,11 +121,15 @@ def test_below_the_threshold_nothing_is_opened_and_the_round_is_tried_again_with
     assert_same_adapter(run, result.state, plain_state(run, [[1, 2, 3]]), 5)
     sessions = {session.attempt for _, _, session, _ in grid.requests}
     assert sessions == {1, 2}
-    opened = [s.attempt for _, phase, s, _ in grid.requests if phase in (Phase.CONFIRM, Phase.UNMASK)]
+    opened = [
+        s.attempt for _, phase, s, _ in grid.requests if phase in (Phase.CONFIRM, Phase.UNMASK)
+    ]
     assert set(opened) == {2}
     # The second attempt masks what the first has trained: no second training, no second cost.
     assert [sites.trainers[node].trained for node in (1, 2, 3)] == [1, 1, 1]
-    masked = [content for node, phase, content in grid.replies if (node, phase) == (1, Phase.MASKED_INPUT)]
+    masked = [
+        content for node, phase, content in grid.replies if (node, phase) == (1, Phase.MASKED_INPUT)
+    ]
     first, second = (content.array_records[MASKED][MASKED].data for content in masked)
     assert first != second
 
@@ -145,7 +151,10 @@ def test_a_round_whose_attempts_all_fail_leaves_the_adapter_and_the_run_goes_on(
 
 def test_attempts_are_as_many_as_the_settings_allow(tmp_path: Path) -> None:
     def lose(node: int, phase: Phase, session: SessionId) -> bool:
-        return phase is Phase.MASKED_INPUT and node in (2 * session.attempt, 2 * session.attempt - 1)
+        return phase is Phase.MASKED_INPUT and node in (
+            2 * session.attempt,
+            2 * session.attempt - 1,
+        )
 
     run = little_secure_run("ffa", rounds=1, deadline_seconds=2.0, secure={"attempts": 3})
     result, grid, _ = secure_run(tmp_path, run, 6, lose=lose)
@@ -208,11 +217,15 @@ def test_a_site_that_sends_more_than_its_bound_spoils_the_round_and_not_the_adap
 def test_a_record_tells_the_bytes_of_all_messages_and_nothing_of_single_sites(
     tmp_path: Path,
 ) -> None:
-    run = little_secure_run("ffa", rounds=1, secure={"bits": 16}, weighting="examples", weight_cap=9)
+    run = little_secure_run(
+        "ffa", rounds=1, secure={"bits": 16}, weighting="examples", weight_cap=9
+    )
     result, grid, _ = secure_run(tmp_path, run, 3)
     (record,) = result.records
     size = packed_size(layout_size(LittleTrainer(1).uploaded(_request(run))) + 1, 16)
-    arrays = [c.array_records[MASKED][MASKED] for _, p, c in grid.replies if p is Phase.MASKED_INPUT]
+    arrays = [
+        c.array_records[MASKED][MASKED] for _, p, c in grid.replies if p is Phase.MASKED_INPUT
+    ]
     assert [len(array.data) for array in arrays] == [size] * 3
     assert record.bytes_up == sum(_wire_bytes(content) for _, _, content in grid.replies)
     assert record.bytes_down == sum(_wire_bytes(content) for *_, content in grid.requests)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from client.audit.bounds import Scores as AttackScores
+from client.audit.report import AuditResult, membership_findings, run_findings
 from models.evaluation import ClassificationScores, LanguageScores, Scores
 from models.examples import ChatExample, ClauseExample
 from protocol.adapter import AdapterState
 from protocol.peft_folder import write_peft_folder
-from protocol.settings import FederationSettings, ModelSettings, RunSettings, TaskSettings
+from protocol.settings import (
+    FederationSettings,
+    ModelSettings,
+    PrivacySettings,
+    RunSettings,
+    TaskSettings,
+)
 from server.coordinator import RunResult
 from server.records import RoundRecord
 from simulations.baselines import ArmResult
 from simulations.data import DataSettings
 from simulations.experiment import Experiment, SimulatedSite
 from simulations.partition import SitesSettings
-from simulations.settings import EngineSettings, SimulationSettings
+from simulations.privacy import PrivacyOutcome, SiteSpending
+from simulations.settings import AuditSettings, EngineSettings, SimulationSettings
 
 SITES = ("ashford", "birch")
 LABELS = ("governing law", "notice")
@@ -113,6 +124,80 @@ def causal_experiment(output_dir: Path) -> Experiment:
     )
 
 
+def private_experiment(output_dir: Path, **outcome: Any) -> Experiment:
+    """The clause experiment by examples at epsilon 8, of which ashford spent 7.9 and birch 4.1.
+
+    outcome: other fields of its PrivacyOutcome.
+    """
+    experiment = clause_experiment(output_dir)
+    privacy = PrivacySettings(mode="dp", unit="example")
+    run = replace(experiment.settings.run, privacy=privacy)
+    spent = {"ashford": SiteSpending(7.9, 2, 0, 6), "birch": SiteSpending(4.1, 1, 1, 8)}
+    fields: dict[str, Any] = {
+        "mode": "dp",
+        "unit": "example",
+        "delta": privacy.delta,
+        "target_epsilon": privacy.target_epsilon,
+        "sigma": 0.91,
+        "clip_norm": privacy.clip_norm,
+        "secure_aggregation": False,
+        "per_site": spent,
+        **outcome,
+    }
+    settings = replace(experiment.settings, run=run)
+    return replace(experiment, settings=settings, privacy=PrivacyOutcome(**fields))
+
+
+def clear_outcome(**outcome: Any) -> dict[str, Any]:
+    """Fields of the PrivacyOutcome of a run without differential privacy."""
+    unbounded = {name: SiteSpending(float("inf"), 2, 0, 6) for name in SITES}
+    return {
+        "mode": "none",
+        "unit": "none",
+        "target_epsilon": float("inf"),
+        "sigma": 0.0,
+        "clip_norm": 0.0,
+        "per_site": unbounded,
+        **outcome,
+    }
+
+
+def audit_of(
+    found: float, *, control: float | None = 1.0, private: bool = True, epsilon: float = 8.0
+) -> dict[str, Any]:
+    """An audit of 240 canaries that finds this share of those planted; control: the same of its
+    control, None without one. Figures follow from scores by the audit's own code."""
+    rng = np.random.default_rng(0)
+    planted = rng.permutation(240) % 2 == 0
+
+    def scores(share: float) -> AttackScores:
+        guessed: AttackScores = rng.random(240)
+        known = rng.permutation(np.flatnonzero(planted))[: round(share * planted.sum())]
+        guessed[known] += 1.0
+        return guessed
+
+    def findings(share: float, *, private: bool) -> Any:
+        attacks = [(name, scores(share)) for name in ("loss", "wire_site", "wire_sum")]
+        accountant = epsilon if private else None
+        return run_findings(
+            attacks, planted, private=private, accountant_epsilon=accountant, delta=1e-5
+        )
+
+    result = AuditResult(
+        unit="example",
+        repeats=1,
+        canaries_planted=120,
+        canaries_left_out=120,
+        delta=1e-5,
+        confidence=0.95,
+        settings_digest="ab" * 32,
+        audited=findings(found, private=private),
+        control=None if control is None else findings(control, private=False),
+        membership=membership_findings(rng.random(50), rng.random(40)),
+    )
+    return result.to_json()
+
+
 def records(
     sites: tuple[str, ...], metrics: list[dict[str, float]] | None = None
 ) -> tuple[RoundRecord, ...]:
@@ -151,6 +236,7 @@ def simulation_settings(
         data=DataSettings(),
         sites=SitesSettings(),
         engine=EngineSettings(),
+        audit=AuditSettings(),
         compare=compare,
         general_text="",
         output_dir=str(output_dir),

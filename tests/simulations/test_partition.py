@@ -191,3 +191,21 @@ def test_names_are_safe_and_different(values: list[str]) -> None:
 def test_numbered_names_sort_by_number() -> None:
     names = numbered_names(120)
     assert names[0] == "site-001" and sorted(names) == names
+
+
+@pytest.mark.parametrize("sites_by", ["company", "iid"])
+def test_a_site_keeps_whole_matters_and_no_more_than_asked(sites_by: str) -> None:
+    train = [
+        dataclasses.replace(contract, matter=f"matter {n % 12}" if n % 13 else None)
+        for n, contract in enumerate(contracts(300))
+    ]
+    whole = partition(train, [], SitesSettings(sites_by, num_sites=3))
+    few = partition(train, [], SitesSettings(sites_by, num_sites=3, matters_per_site=4))
+    for part, all_of_it in zip(few, whole, strict=True):
+        matters = {contract.matter for contract in part.train}
+        assert len(matters) == 4 and None not in matters
+        assert list(part.train) == [c for c in all_of_it.train if c.matter in matters]
+    again = partition(train, [], SitesSettings(sites_by, num_sites=3, matters_per_site=4))
+    assert few == again
+    with pytest.raises(PartitionError, match="matters_per_site=4"):
+        partition(contracts(300), [], SitesSettings(sites_by, num_sites=3, matters_per_site=4))

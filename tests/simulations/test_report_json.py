@@ -36,8 +36,8 @@ def test_the_top_level_has_the_keys_of_schema_1_and_no_others(tmp_path: Path) ->
 def test_config_is_nested_as_the_configuration_is(tmp_path: Path) -> None:
     config = build_report(clause_experiment(tmp_path))["config"]
     assert set(config) == {
-        "task", "model", "adapter", "training", "federation", "data", "simulation", "engine",
-        "output_dir", "resume",
+        "task", "model", "adapter", "training", "federation", "privacy", "secure_aggregation",
+        "data", "simulation", "engine", "audit", "output_dir", "resume",
     }  # fmt: skip
     assert config["task"]["labels"] == ["governing law", "notice"]
     assert config["federation"]["rounds"] == 2

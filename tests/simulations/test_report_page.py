@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,29 +20,9 @@ from tests.simulations.experiments import (
     clause_scores,
     language_scores,
 )
+from tests.simulations.pages import Page as _Page
 
 _HOSTILE = "<script>alert(1)</script>"
-
-
-class _Page(HTMLParser):
-    """Collects tags, attributes, ids and text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def values(self, *names: str) -> list[str]:
-        return [value for name, value in self.attributes if name in names]
 
 
 def _page(experiment: Experiment) -> str:
