@@ -159,7 +159,8 @@ def release_finished(
 ) -> dict[str, Any]:
     """Release the last round of a run that ended without a release; returns the manifest.
 
-    overrides: the words the run was started with. audit_report: in place of the configured one.
+    overrides: the words the run was started with. audit_report: in place of the configured one;
+    without either nothing is released, so that a forgotten override opens no gate.
     Errors: FoedusError where the run is unfinished or another one, or the gate stays shut.
     """
     config = _composed(overrides)
@@ -173,7 +174,7 @@ def release_finished(
             "it by coordinator.resume=true first."
         )
     result = RunResult(newest.run_id, newest.state, newest.records)
-    gate = replace(gate, audit_report=audit_report or gate.audit_report)
+    gate = replace(gate, audit_report=audit_report or gate.audit_report, required=True)
     return release(output_dir / ADAPTER, result, settings, gate)
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from server.coordinator import RunResult
-from simulations.experiment import run_experiment
+from simulations.experiment import Experiment, run_experiment
 from simulations.progress import ExperimentProgress
 from simulations.settings import simulation_settings
 
@@ -33,11 +33,16 @@ SMALL = (
 
 def simulate(output_dir: Path, *overrides: str) -> RunResult:
     """What `foedus simulate` with these words runs, in this process."""
+    return experiment(output_dir, *overrides).result
+
+
+def experiment(output_dir: Path, *overrides: str) -> Experiment:
+    """The same, with what the federation is compared with and what it cost."""
     words = [*SMALL, *overrides, f"output_dir={output_dir}"]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("simulate", words), resolve=True)
     with ExperimentProgress() as progress:
-        return run_experiment(simulation_settings(values), progress).result
+        return run_experiment(simulation_settings(values), progress)
 
 
 def released_digest(output_dir: Path) -> str:

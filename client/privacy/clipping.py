@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from protocol.errors import Refusal
 from protocol.reasons import RefusalReason
+
+log = logging.getLogger("foedus.client")
 
 # A float32 sum of squares errs by up to 1e-4 from some ten thousand entries on, so squares are
 # summed in float64, so many columns at a time.
@@ -31,14 +34,15 @@ def clipped_sum(rows: Tensor, clip_norm: float) -> tuple[Tensor, int]:
 
     Adding or removing one row moves the sum by at most clip_norm; changing one by at most twice
     that. Rows are privacy units: one example, or the summed gradients of one matter.
-    Errors: Refusal(TRAINING_DIVERGED) where a row is not finite: scaling cannot bound it.
+    A row that is not finite counts as zero, and is logged here. To stop at it would tell the
+    coordinator, without noise, that such a unit was drawn.
     """
     norms = row_norms(rows)
-    if not bool(torch.isfinite(norms).all()):
-        raise Refusal(
-            RefusalReason.TRAINING_DIVERGED,
-            "Expected finite gradients, got NaN or infinity. Lower privacy.learning_rate.",
-        )
+    finite = torch.isfinite(norms)
+    if not bool(finite.all()):
+        log.warning("%d units with gradients that are not finite count as zero.", (~finite).sum())
+        rows = torch.where(finite.unsqueeze(1), rows, torch.zeros_like(rows))
+        norms = torch.where(finite, norms, torch.zeros_like(norms))
     factors = torch.clamp(clip_norm * _SLACK / norms.clamp(min=1e-30), max=1.0)
     return torch.mv(rows.t(), factors.float()), int((norms <= clip_norm).sum())
 

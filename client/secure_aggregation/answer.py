@@ -11,7 +11,7 @@ from client.egress import release_phase
 from client.rounds import place_of
 from client.secure_aggregation.kept_update import KeptUpdate, UpdateStore
 from client.secure_aggregation.memory import MemoryStore, RunMemory
-from client.secure_aggregation.session import FEWEST_SITES, SitePart
+from client.secure_aggregation.session import FEWEST_SITES, SitePart, UnopenedBoxes
 from client.secure_aggregation.trainer import ModelTrainer, Trainer
 from client.site import Site
 from protocol.adapter import Layout, layout_size
@@ -67,7 +67,8 @@ def answer_phase(
         log.warning("Refused a %s request (%s): %s", phase, error.code, error)
         known = error.code in set(RefusalReason)
         code = error.code if known else RefusalReason.MALFORMED_REQUEST
-        reply = refusal_content(phase, session, code)
+        blamed = error.senders if isinstance(error, UnopenedBoxes) else ()
+        reply = refusal_content(phase, session, code, blamed)
     except FoedusError as error:
         log.error("Failed on a %s request: %s", phase, error)
         reply = refusal_content(phase, session, RefusalReason.INTERNAL)

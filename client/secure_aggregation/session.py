@@ -20,13 +20,13 @@ only privacy.mode=dp helps. A hostile site can spoil a sum, and nobody can tell 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from client.secure_aggregation.memory import RunMemory, SessionState, Stage
 from client.secure_aggregation.view import SessionView, split_secrets
 from protocol.adapter import FloatArray
-from protocol.errors import Refusal
+from protocol.errors import Refusal, WireError
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.graph import threshold
 from protocol.secure_aggregation.identity import Identity, verify
@@ -46,12 +46,25 @@ from protocol.secure_aggregation.messages import (
 from protocol.secure_aggregation.ring import RandomBytes, encode_input, pack_bits
 from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.shares import (
+    SharePair,
     decrypt_shares,
     encrypt_shares,
 )
 from protocol.secure_aggregation.wire import SessionId, Terms
 
 FEWEST_SITES = 2
+
+
+class UnopenedBoxes(Refusal):
+    """Some neighbours' shares are not what they should be. senders: their member ids, which the
+    coordinator is told, so that it can try again without who sends such boxes to many."""
+
+    def __init__(self, senders: tuple[str, ...]) -> None:
+        self.senders = senders
+        super().__init__(
+            RefusalReason.BAD_SIGNATURE,
+            f"Expected boxes sealed for this site and session, got {len(senders)} others.",
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class SitePart:
         """Check who shared and open the boxes. Save the result before anything is trained: from
         here on this session masks once and never again. The terms are those of the session.
 
-        Errors: Refusal; WireError where a box does not open.
+        Errors: Refusal; UnopenedBoxes where a box does not open.
         """
         state = _at_stage(memory, request.session, Stage.SHARED)
         view = SessionView(state, self.identity.member_id)
@@ -144,12 +157,7 @@ class SitePart:
                 f"Expected {threshold(len(view.holders)) - 1} of this site's neighbours to be "
                 f"left, got {len(expected)}.",
             )
-        own = self.identity.member_id
-        opened = {
-            sender: decrypt_shares(view.channel(sender, own), box, view.box_data(sender, own))
-            for sender, box in request.boxes.items()
-        }
-        received = {**state.received, **opened}
+        received = {**state.received, **self._opened(view, request.boxes)}
         state = replace(state, stage=Stage.MASKED, senders=request.senders, received=received)
         return replace(memory, current=state), state.terms
 
@@ -216,6 +224,19 @@ class SitePart:
             {m: pair.masking_key for m, pair in received.items() if m not in survived},
         )
         return replace(memory, revealed=state.survivors, current=None), reply
+
+    def _opened(self, view: SessionView, boxes: Mapping[str, bytes]) -> dict[str, SharePair]:
+        own = self.identity.member_id
+        opened: dict[str, SharePair] = {}
+        for sender, box in boxes.items():
+            try:
+                key = view.channel(sender, own)
+                opened[sender] = decrypt_shares(key, box, view.box_data(sender, own))
+            except WireError:
+                continue
+        if unopened := tuple(sorted(set(boxes) - set(opened))):
+            raise UnopenedBoxes(unopened)
+        return opened
 
     def _expect_own_roster(self, terms: Terms) -> None:
         if terms.roster_digest != self.roster.digest:

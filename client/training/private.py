@@ -60,7 +60,8 @@ def train_private(
 
     sigma: noise multiplier that accounts for everything released. clip_norm: where it stands, the
     settings' where None. randomness: fresh from the operating system unless a test gives one.
-    Errors: Refusal(NO_DATA) without a unit; Refusal(TRAINING_DIVERGED) on gradients not finite.
+    Errors: Refusal(NO_DATA or NO_MATTERS) without a unit; Refusal(POLICY) where the clip norm's
+    count cannot be paid for. Neither depends on what is drawn.
     """
     privacy = run.privacy
     units = group_units(examples, privacy.unit)

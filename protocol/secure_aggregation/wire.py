@@ -33,7 +33,7 @@ MAX_ROUND = 2**31 - 1
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _HEADER = {"version": int, "phase": str, "run_id": str, "round": int, "attempt": int}
-_SIGNATURE = "signature"
+_SIGNATURE, _BLAMED = "signature", "blamed"
 
 
 class Phase(StrEnum):
@@ -109,9 +109,28 @@ def read_header(content: RecordDict) -> tuple[Phase, SessionId]:
     return Phase(phase), session
 
 
-def refusal_content(phase: Phase, session: SessionId, code: str) -> RecordDict:
-    """A site's refusal. code: a RefusalReason; nothing else travels, and nothing is signed."""
-    return RecordDict({SECURE: ConfigRecord({**_header(session, phase), "status": str(code)})})
+class RefusedBySite(WireError):
+    """A site's refusal, as the coordinator reads it; the text is the site's reason code.
+
+    blamed: members whose boxes the site could not open.
+    """
+
+    def __init__(self, status: str, blamed: tuple[str, ...]) -> None:
+        self.blamed = blamed
+        super().__init__(RejectionReason.REFUSED_BY_SITE, status)
+
+
+def refusal_content(
+    phase: Phase, session: SessionId, code: str, blamed: Sequence[str] = ()
+) -> RecordDict:
+    """A site's refusal. code: a RefusalReason; blamed: members whose boxes do not open, in order.
+
+    Nothing else travels, and nothing is signed.
+    """
+    values: dict[str, Any] = {**_header(session, phase), "status": str(code)}
+    if blamed:
+        values[_BLAMED] = pack_ids(blamed)
+    return RecordDict({SECURE: ConfigRecord(values)})
 
 
 def signed_statement(request: RecordDict, reply: RecordDict) -> bytes:
@@ -209,14 +228,21 @@ def read_reply(
     record = content.config_records[SECURE]
     status = record.get("status")
     if status != "ok":
-        known = isinstance(status, str) and status in set(RefusalReason)
-        demand(known and set(record) == {*_HEADER, "status"}, "a known status")
         demand(set(content) == {SECURE}, "nothing beside a refusal")
-        raise WireError(RejectionReason.REFUSED_BY_SITE, str(status))
+        raise _refusal(dict(record))
     demand(set(content) == {SECURE} | (also or set()), "the records of this phase alone")
     _, values = read_values(content, phase, {**kinds, "status": str, _SIGNATURE: bytes})
     demand(len(values[_SIGNATURE]) == SIGNATURE_BYTES, f"a signature of {SIGNATURE_BYTES} bytes")
     return values
+
+
+def _refusal(values: dict[str, Any]) -> WireError:
+    """What a refusal says. Errors: WireError where it says anything else."""
+    status, blamed = values.get("status"), values.pop(_BLAMED, b"")
+    known = isinstance(status, str) and status in set(RefusalReason)
+    demand(known and set(values) == {*_HEADER, "status"}, "a known status and no more")
+    demand(isinstance(blamed, bytes), "blamed members as bytes")
+    return RefusedBySite(str(status), unpack_ids(blamed))
 
 
 def _expect_session(

@@ -25,7 +25,14 @@ from protocol.secure_aggregation.messages import (
 )
 from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.task import ring_of, task_digest
-from protocol.secure_aggregation.wire import SECURE, Phase, SessionId, Terms, content_size
+from protocol.secure_aggregation.wire import (
+    SECURE,
+    Phase,
+    RefusedBySite,
+    SessionId,
+    Terms,
+    content_size,
+)
 from server.admission import SetAside
 from server.exchange import exchange
 from server.secure_aggregation.attempts import AttemptCounter
@@ -115,7 +122,7 @@ class SecureRound:
                     "Round %d: attempt %d is given up, nothing was revealed by it: %s",
                     self._request.round, outcome.attempts, error,
                 )  # fmt: skip
-            cohort = [node for node in cohort if node not in attempt.failed]
+            cohort = [node for node in cohort if node not in attempt.unfit()]
         return outcome
 
     def new_session(self, num_sites: int) -> CoordinatorSession:
@@ -194,7 +201,7 @@ class SecureRound:
 
 
 class _Attempt:
-    """One session with one cohort. failed: nodes that were silent or set aside in it."""
+    """One session with one cohort."""
 
     def __init__(self, round_: SecureRound, outcome: SecureOutcome, cohort: list[int]) -> None:
         self._round = round_
@@ -202,7 +209,8 @@ class _Attempt:
         self._cohort = cohort
         self._session = round_.new_session(len(cohort))
         self._member_of: dict[int, str] = {}
-        self.failed: set[int] = set()
+        self._failed: set[int] = set()
+        self._blamed_by: dict[str, set[int]] = {}
 
     def run(self) -> None:
         """All phases; fills the outcome. Errors: Abandoned."""
@@ -237,6 +245,16 @@ class _Attempt:
         self._outcome.mean, self._outcome.total_weight = tensors, weight
         self._outcome.survivors = tuple(self._nodes(session.survivors))
 
+    def unfit(self) -> set[int]:
+        """Nodes that another attempt does without: those that were silent or set aside.
+
+        Where two or more could not open the boxes of the same site, that site goes and they stay;
+        the word of one alone is not enough against another.
+        """
+        blamed = {member: by for member, by in self._blamed_by.items() if len(by) > 1}
+        excused = set().union(*blamed.values()) if blamed else set()
+        return (self._failed - excused) | set(self._nodes(tuple(blamed)))
+
     def _advertise(self) -> None:
         content = self._session.advertise_request().to_content()
         self._phase(Phase.ADVERTISE, dict.fromkeys(self._cohort, content))
@@ -258,13 +276,15 @@ class _Attempt:
                 outcome.bytes_up += content_size(message.content)
             except WireError as error:
                 self._set_aside(node, phase, error)
+                for member in error.blamed if isinstance(error, RefusedBySite) else ():
+                    self._blamed_by.setdefault(member, set()).add(node)
             outcome.server_seconds += time.monotonic() - began
             if phase is Phase.MASKED_INPUT:
                 self._round.hear_masked_input(node, node in answered)
 
         silent = self._round.ask(self._session, phase, requests, on_reply)
         outcome.silent.update(silent)
-        self.failed.update(set(requests) - answered)
+        self._failed.update(set(requests) - answered)
 
     def _take(self, node: int, reply: PhaseReply) -> None:
         """Hand a checked reply to the session. Errors: WireError."""

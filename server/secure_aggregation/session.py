@@ -20,6 +20,7 @@ from protocol.secure_aggregation.graph import holders, neighbours, threshold
 from protocol.secure_aggregation.identity import verify
 from protocol.secure_aggregation.keys import (
     Advertisement,
+    exchange,
     masking_private_key,
     opens_masking_key,
     opens_self_mask,
@@ -50,6 +51,7 @@ FEWEST_SITES = 2
 # Random choices of t shares tried where a site's reconstructed secret is not what it advertised. Of
 # the shares of all holders, one wrong one is left out of a choice with a chance of 1/3, two of 1/9.
 _TRIES = 200
+_PROBE = bytes(range(32))
 
 
 class Abandoned(FoedusError):
@@ -99,6 +101,9 @@ class CoordinatorSession:
         if advertisement.member_id in self._advertised:
             raise WireError(RejectionReason.DUPLICATE, "This member has advertised already.")
         advertisement.verify(self._context, self._roster)
+        for key in (advertisement.encryption_key, advertisement.masking_key):
+            # Whatever the private key, this refuses a point that no site could agree on keys with.
+            exchange(_PROBE, key)
         self._advertised[advertisement.member_id] = advertisement
         return advertisement.member_id
 

@@ -20,9 +20,8 @@ _ATTACKS = {
 
 @dataclass(frozen=True)
 class AttackRow:
-    """One attack on one run, as text."""
+    """One attack, as text; real examples prove no epsilon, as nobody tossed coins for them."""
 
-    run: str
     attack: str
     auc: str
     found: str
@@ -30,17 +29,15 @@ class AttackRow:
     chance: str
     epsilon: str
     ceiling: str
-    accountant: str
     caught: str
 
 
 @dataclass(frozen=True)
 class AuditPage:
-    """Everything the page shows of an audit. membership: of real examples, empty if unmeasured."""
+    """Everything the page shows of an audit. groups: (what was attacked, one row per attack)."""
 
     caption: str
-    rows: tuple[AttackRow, ...]
-    membership: str
+    groups: tuple[tuple[str, tuple[AttackRow, ...]], ...]
     meaning: tuple[str, ...]
     plot: Plot
 
@@ -51,14 +48,10 @@ def audit_page(report: Mapping[str, Any]) -> AuditPage | None:
     if not audit:
         return None
     runs = audited_runs(audit)
+    groups = [(_group_title(run, results), _rows(results)) for run, results in runs]
     return AuditPage(
         caption=_caption(report),
-        rows=tuple(
-            _row(run, name, found, results["accountant_epsilon"])
-            for run, results in runs
-            for name, found in results["attacks"].items()
-        ),
-        membership=_membership(audit["membership"]),
+        groups=tuple(groups + _membership(audit["membership"])),
         meaning=tuple(_meaning(audit)),
         plot=audit_plot(runs, _ATTACKS),
     )
@@ -82,31 +75,42 @@ def _caption(report: Mapping[str, Any]) -> str:
     )
 
 
-def _row(run: str, name: str, found: Mapping[str, Any], accountant: float | None) -> AttackRow:
+def _group_title(run: str, results: Mapping[str, Any]) -> str:
+    accountant = results["accountant_epsilon"]
+    if accountant is None:
+        return f"{run}; no epsilon is promised"
+    return f"{run}; the accountant's epsilon is {accountant:.2f}"
+
+
+def _rows(results: Mapping[str, Any]) -> tuple[AttackRow, ...]:
+    return tuple(
+        _row(_ATTACKS.get(name, name), found) for name, found in results["attacks"].items()
+    )
+
+
+def _row(attack: str, found: Mapping[str, Any]) -> AttackRow:
+    proves = "epsilon_lower_bound" in found
     return AttackRow(
-        run=run,
-        attack=_ATTACKS.get(name, name),
+        attack=attack,
         auc=f"{found['auc']:.3f}",
         found=shown_share(found["tpr_at_1_fpr"]),
         interval=f"{shown_share(found['tpr_low'])} to {shown_share(found['tpr_high'])}",
         chance=shown_share(found["chance"]),
-        epsilon=f"{found['epsilon_lower_bound']:.2f}",
-        ceiling=f"{found['ceiling']:.2f}",
-        accountant="none" if accountant is None else f"{accountant:.2f}",
-        caught="caught" if found["caught"] else "not caught",
+        epsilon=f"{found['epsilon_lower_bound']:.2f}" if proves else "",
+        ceiling=f"{found['ceiling']:.2f}" if proves else "",
+        caught=("caught" if found["caught"] else "not caught") if proves else "",
     )
 
 
-def _membership(found: Mapping[str, Any] | None) -> str:
+def _membership(found: Mapping[str, Any] | None) -> list[tuple[str, tuple[AttackRow, ...]]]:
+    """The group of the released adapter; none where it was not attacked."""
     if not found:
-        return ""
-    return (
-        f"The released adapter itself, with real examples ({found['members']} trained on, "
-        f"{found['nonmembers']} held out): AUC {found['auc']:.3f}; "
-        f"{shown_share(found['tpr_at_1_fpr'])} of those trained on found at 1% false alarms "
-        f"({shown_share(found['tpr_low'])} to {shown_share(found['tpr_high'])}; a blind attack: "
-        f"{shown_share(found['chance'])}). Part of it may be that the two groups differ."
+        return []
+    title = (
+        f"the released adapter, by real examples: {found['members']} trained on, "
+        f"{found['nonmembers']} held out, which differ in other ways too"
     )
+    return [(title, (_row("loss", found),))]
 
 
 def _meaning(audit: Mapping[str, Any]) -> list[str]:

@@ -105,10 +105,11 @@ def _meaning(privacy: Mapping[str, Any]) -> list[str]:
     if privacy["mode"] == "dp":
         unit, epsilon = privacy["unit"], privacy["target_epsilon"]
         found.append(
-            f"Whether or not any one {unit} is in a firm's data, all that leaves the firm, and so "
-            f"the adapter, comes out almost as likely: within a factor of e to the {epsilon:g}"
-            f"{_factor(epsilon)}, but for a chance of {shown_delta(privacy['delta'])}. "
-            "This bounds the worst case, over everyone who sees updates or adapter."
+            f"Had any one {unit} not been in a firm's data, whatever leaves the firm, and so the "
+            f"adapter, would have come out at most e to the {epsilon:g}{_factor(epsilon)} times "
+            "more or less likely, but for a chance of "
+            f"{shown_delta(privacy['delta'])}. This bounds the worst case, against everyone who "
+            "sees updates or adapter; the smaller epsilon, the stronger the promise."
         )
     else:
         found.append(

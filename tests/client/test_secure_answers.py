@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
 
 from client.app import make_app
 from client.policy import PolicySettings
@@ -338,3 +341,43 @@ def test_the_client_app_routes_sessions_to_the_site(tmp_path: Path) -> None:
     request = RecordDict({**dict(talk.content(Phase.ADVERTISE, 1)), ARRAYS: ArrayRecord({})})
     as_training: Any = app(Message(request, 1, "train"), context)
     assert refusal(as_training.content) == "wrong_phase"
+
+
+_DIES_WHILE_TRAINING = """
+import os, sys
+from pathlib import Path
+from flwr.common.serde import recorddict_from_proto
+from flwr.proto.recorddict_pb2 import RecordDict
+from client.secure_aggregation.answer import answer_phase
+from client.site import Site, SiteSettings
+from tests.little_secure_sites import LittleTrainer
+
+class Dies(LittleTrainer):
+    def train(self, request):
+        os.kill(os.getpid(), 9)
+
+folder = Path(sys.argv[1])
+site = Site(
+    SiteSettings("site 1", "contracts", "state", identity="identity.pem", roster="roster.json"),
+    folder,
+)
+content = recorddict_from_proto(RecordDict.FromString((folder / "request").read_bytes()))
+answer_phase(site, content, training=True, trainer=Dies(1))
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_process_killed_in_training_leaves_a_site_that_masks_in_the_next_attempt_alone(
+    tmp_path: Path,
+) -> None:
+    talk = Conversation(tmp_path).until(Phase.MASKED_INPUT)
+    sent = talk.content(Phase.MASKED_INPUT, 1)
+    data = recorddict_to_proto(sent).SerializeToString()
+    (tmp_path / "site-1" / "request").write_bytes(data)
+    words = [sys.executable, "-c", _DIES_WHILE_TRAINING, str(tmp_path / "site-1")]
+    assert subprocess.run(words, cwd=Path(__file__).parents[2], check=False).returncode == -9
+    assert refusal(talk.ask(Phase.MASKED_INPUT, 1, sent)) == "wrong_phase"
+    talk.new_session(attempt=2)
+    talk.until(Phase.UNMASK).phase(Phase.UNMASK)
+    assert talk.session.open_sum()[1] == 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from client.secure_aggregation.memory import RunMemory
+from client.secure_aggregation.session import SitePart
 from protocol.adapter import layout_size
-from protocol.errors import FoedusError
+from protocol.errors import FoedusError, WireError
 from protocol.messages import Request
 from protocol.methods import METHODS, downloaded_factors
+from protocol.secure_aggregation.identity import Identity
+from protocol.secure_aggregation.keys import SessionKeys
+from protocol.secure_aggregation.messages import AdvertiseReply, ShareReply, ShareRequest
 from protocol.secure_aggregation.packing import packed_size
 from protocol.secure_aggregation.task import ring_of
+from protocol.secure_aggregation.transcript import advertisement_to_sign
 from protocol.secure_aggregation.wire import MASKED, SECURE, Phase, SessionId
 from protocol.settings import RunSettings
 from server.coordinator import RunResult
@@ -31,6 +39,7 @@ from tests.little_secure_sites import (
     little_secure_run,
 )
 from tests.little_sites import little_state, little_update
+from tests.secure_sessions import IDENTITIES, SESSION, make_coordinator, terms_for
 from tests.small_runs import RUN_ID, with_federation
 from tests.strategies.adapters import run_round
 
@@ -84,6 +93,18 @@ def test_every_method_gives_the_plain_run_s_adapter(
         assert not record.silent and not record.rejected
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """patient(phases): wait a second and a half in these, where a site is silent, and long in all
+    others, however busy the machine is."""
+
+    def set_deadlines(*phases: Phase) -> None:
+        shares = {phase: 1.5 / 60 if phase in phases else 1.0 for phase in Phase}
+        monkeypatch.setattr("server.secure_aggregation.round.DEADLINE_SHARES", shares)
+
+    return set_deadlines
+
+
 def losing(*lost: tuple[int, Phase]) -> Any:
     return lambda node, phase, session: (node, phase) in lost
 
@@ -99,9 +120,10 @@ def losing(*lost: tuple[int, Phase]) -> Any:
     ],
 )
 def test_a_site_that_drops_out_in_any_phase_does_not_stop_the_round(
-    tmp_path: Path, phase: Phase, in_sum: list[int]
+    tmp_path: Path, phase: Phase, in_sum: list[int], patient: Callable[..., None]
 ) -> None:
-    run = little_secure_run("ffa", rounds=1, deadline_seconds=4.0, evaluate_every=0)
+    patient(phase)
+    run = little_secure_run("ffa", rounds=1, evaluate_every=0)
     result, _, _ = secure_run(tmp_path, run, 5, lose=losing((5, phase)))
     (record,) = result.records
     assert record.aggregated and record.secure_attempts == 1
@@ -110,9 +132,10 @@ def test_a_site_that_drops_out_in_any_phase_does_not_stop_the_round(
 
 
 def test_below_the_threshold_nothing_is_opened_and_the_round_is_tried_again_with_the_others(
-    tmp_path: Path,
+    tmp_path: Path, patient: Callable[..., None]
 ) -> None:
-    run = little_secure_run("ffa", rounds=1, deadline_seconds=4.0)
+    patient(Phase.MASKED_INPUT)
+    run = little_secure_run("ffa", rounds=1)
     lost = ((4, Phase.MASKED_INPUT), (5, Phase.MASKED_INPUT))
     result, grid, sites = secure_run(tmp_path, run, 5, lose=losing(*lost))
     (record,) = result.records
@@ -135,12 +158,14 @@ def test_below_the_threshold_nothing_is_opened_and_the_round_is_tried_again_with
 
 
 def test_a_round_whose_attempts_all_fail_leaves_the_adapter_and_the_run_goes_on(
-    tmp_path: Path,
+    tmp_path: Path, patient: Callable[..., None]
 ) -> None:
+    patient(Phase.MASKED_INPUT)
+
     def lose(node: int, phase: Phase, session: SessionId) -> bool:
         return session.round == 1 and phase is Phase.MASKED_INPUT and node > 1
 
-    run = little_secure_run("ffa", rounds=2, deadline_seconds=2.0, quorum=2, min_cohort=3)
+    run = little_secure_run("ffa", rounds=2, quorum=2, min_cohort=3)
     result, grid, _ = secure_run(tmp_path, run, 3, lose=lose)
     first, second = result.records
     assert not first.aggregated and first.admitted == () and first.secure_attempts == 1
@@ -149,14 +174,18 @@ def test_a_round_whose_attempts_all_fail_leaves_the_adapter_and_the_run_goes_on(
     assert all(phase is not Phase.UNMASK or s.round == 2 for _, phase, s, _ in grid.requests)
 
 
-def test_attempts_are_as_many_as_the_settings_allow(tmp_path: Path) -> None:
+def test_attempts_are_as_many_as_the_settings_allow(
+    tmp_path: Path, patient: Callable[..., None]
+) -> None:
+    patient(Phase.MASKED_INPUT)
+
     def lose(node: int, phase: Phase, session: SessionId) -> bool:
         return phase is Phase.MASKED_INPUT and node in (
             2 * session.attempt,
             2 * session.attempt - 1,
         )
 
-    run = little_secure_run("ffa", rounds=1, deadline_seconds=2.0, secure={"attempts": 3})
+    run = little_secure_run("ffa", rounds=1, secure={"attempts": 3})
     result, grid, _ = secure_run(tmp_path, run, 6, lose=lose)
     (record,) = result.records
     assert not record.aggregated and record.secure_attempts == 3
@@ -181,6 +210,77 @@ def test_replies_that_are_not_the_site_s_own_are_set_aside(tmp_path: Path) -> No
         ("2", "bad_signature"),
     }
     assert record.admitted == tuple("345678")
+
+
+class Garbling(SitePart):
+    """A site of the consortium that seals its shares wrongly, for all or for one."""
+
+    only_to: str = ""
+
+    def share(self, memory: RunMemory, request: ShareRequest) -> tuple[RunMemory, ShareReply]:
+        memory, reply = super().share(memory, request)
+        wrong = {
+            m: bytes(len(box)) if self.only_to in ("", m) else box for m, box in reply.boxes.items()
+        }
+        return memory, replace(reply, boxes=wrong)
+
+
+def test_a_site_whose_shares_nobody_can_open_is_left_out_of_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = little_secure_run("ffa", rounds=1)
+    sites = SecureSites(tmp_path / "sites", 5)
+    hostile = sites.members[2]
+
+    def part(identity: Identity, *more: Any) -> SitePart:
+        return (Garbling if identity.member_id == hostile else SitePart)(identity, *more)
+
+    monkeypatch.setattr("client.secure_aggregation.answer.SitePart", part)
+    result = coordinate_securely(SecureGrid(sites, 5), run, tmp_path, sites.roster)
+    (record,) = result.records
+    assert record.aggregated and record.secure_attempts == 2
+    assert record.admitted == ("1", "3", "4", "5")
+    assert_same_adapter(run, result.state, plain_state(run, [[1, 3, 4, 5]]), 5)
+
+
+def test_one_site_s_word_does_not_exclude_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = little_secure_run("ffa", rounds=1)
+    sites = SecureSites(tmp_path / "sites", 5)
+    monkeypatch.setattr(Garbling, "only_to", sites.members[1])
+    hostile = sites.members[2]
+
+    def part(identity: Identity, *more: Any) -> SitePart:
+        return (Garbling if identity.member_id == hostile else SitePart)(identity, *more)
+
+    monkeypatch.setattr("client.secure_aggregation.answer.SitePart", part)
+    result = coordinate_securely(SecureGrid(sites, 5), run, tmp_path, sites.roster)
+    (record,) = result.records
+    assert record.aggregated and record.secure_attempts == 1
+    assert record.admitted == ("2", "3", "4", "5")
+    assert [(r["site"], r["detail"]) for r in record.rejected] == [
+        ("1", "masked_input: bad_signature")
+    ]
+
+
+def test_keys_that_nobody_can_agree_with_are_set_aside_at_once() -> None:
+    terms, keys = terms_for(3), SessionKeys.generate()
+    context = terms.context(SESSION)
+    genuine = keys.advertise(context, IDENTITIES[0])
+    low_order = bytes(32)
+    for bad in (
+        replace(genuine, encryption_key=low_order),
+        replace(genuine, masking_key=low_order),
+    ):
+        coordinator = make_coordinator(3, 2)
+        statement = advertisement_to_sign(
+            context, bad.member_id, bad.encryption_key, bad.masking_key, bad.seed_commitment
+        )
+        bad = replace(bad, signature=IDENTITIES[0].sign(statement))
+        with pytest.raises(WireError, match="low order"):
+            coordinator.take_advertisement(AdvertiseReply(SESSION, bad))
+        coordinator.take_advertisement(AdvertiseReply(SESSION, genuine))
 
 
 def test_a_duplicate_reply_counts_once(tmp_path: Path) -> None:

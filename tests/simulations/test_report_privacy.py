@@ -138,10 +138,11 @@ def test_the_page_shows_every_attack_on_run_and_control(tmp_path: Path) -> None:
     report = build_report(private_experiment(tmp_path, audit=audit))
     page = privacy_page(report)
     assert page is not None and page.audit is not None
-    assert [(row.run.split(":")[0], row.accountant) for row in page.audit.rows] == [
-        *[("as set", "8.00")] * 3,
-        *[("control", "none")] * 3,
-    ]
+    titles = [title for title, _ in page.audit.groups]
+    assert titles[0] == "as set; the accountant's epsilon is 8.00"
+    assert titles[1] == "control: without privacy; no epsilon is promised"
+    assert titles[2].endswith("50 trained on, 40 held out, which differ in other ways too")
+    assert [len(rows) for _, rows in page.audit.groups] == [3, 3, 1]
     text = Page(render_html(report)).text
     for run in (audit, audit["control"]):
         for found in run["attacks"].values():
@@ -150,7 +151,7 @@ def test_the_page_shows_every_attack_on_run_and_control(tmp_path: Path) -> None:
             assert f"{found['epsilon_lower_bound']:.2f}" in text
     for told in ("one firm's updates, as seen without", "sums of all firms' updates, as seen with"):
         assert told in text
-    assert "50 trained on, 40 held out" in " ".join(text.split())
+    assert f"{audit['membership']['auc']:.3f}" in text
 
 
 def test_an_audit_too_small_to_break_the_promise_says_so(tmp_path: Path) -> None:
