@@ -93,7 +93,7 @@ def _read_settings(path: Path) -> RunSettings:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from protocol.codec import decode
+    from protocol.codec import decode, flatten, unflatten
     from protocol.settings import RunSettings
 
     try:
@@ -102,7 +102,8 @@ def _read_settings(path: Path) -> RunSettings:
         raise FoedusError(
             f"Expected run settings at {path}, got {type(error).__name__}."
         ) from error
-    return decode(RunSettings, loaded, str(path))
+    # `foedus server check --json` prints dotted keys; a file by hand is nested.
+    return decode(RunSettings, unflatten(flatten(loaded)), str(path))
 
 
 def _audit(

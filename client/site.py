@@ -18,6 +18,7 @@ from client.examples.build import SiteExamples, build_examples
 from client.policy import PolicySettings
 from client.privacy.ledger import Ledger
 from client.receipts import ReceiptLog
+from models.examples import ChatExample, Example
 from protocol.codec import decode, setting
 from protocol.errors import FoedusError
 from protocol.settings import RunSettings
@@ -95,6 +96,8 @@ class Site:
 
             examples = self.examples(run.task.kind)
             chosen = examples.train if part == "train" else examples.held_out
+            if run.privacy.enabled:
+                chosen = _with_agreed_labels(chosen, run.task.labels)
             self._tokenised[key] = tokenise(run, chosen)
             lost = len(chosen) - len(self._tokenised[key])
             if lost:
@@ -130,3 +133,15 @@ class Site:
         for reason, count in read.excluded.items():
             log.info("Left out %d contracts: %s", count, reason)
         return read
+
+
+def _with_agreed_labels(
+    examples: tuple[Example, ...], labels: tuple[str, ...]
+) -> tuple[Example, ...]:
+    """Without clauses of other labels. To refuse them, as runs without privacy do, would tell the
+    coordinator, without noise, which labels a site has."""
+    kept = tuple(e for e in examples if isinstance(e, ChatExample) or e.label in labels)
+    if len(kept) < len(examples):
+        left_out = len(examples) - len(kept)
+        log.warning("%d clauses have labels nobody agreed on and are left out.", left_out)
+    return kept

@@ -89,6 +89,7 @@ def run_experiment(settings: SimulationSettings, progress: ExperimentProgress) -
     run = settings.run
     sites = tuple(_as_examples(part, run.task.kind) for part in partitions)
     _check_examples(sites)
+    _check_cohort(len(sites), run)
     if not settings.resume:
         CheckpointStore(checkpoint_folder(Path(settings.output_dir)), run).refuse_to_overwrite()
     tests = _test_sets(settings, sites, _examples(pooled_test, run.task.kind))
@@ -193,6 +194,16 @@ def _check_examples(sites: Sequence[SimulatedSite]) -> None:
             f"Expected training examples at every site, got none at {', '.join(empty)}. For "
             "task=classify contracts need labels; raise simulation.min_examples_per_site or use "
             "fewer sites."
+        )
+
+
+def _check_cohort(num_sites: int, run: RunSettings) -> None:
+    """A round waits until its deadline for sites that a simulation will never have."""
+    smallest = run.federation.min_cohort
+    if num_sites < smallest:
+        raise FoedusError(
+            f"Expected {smallest} sites or more (federation.min_cohort), got {num_sites}. Simulate "
+            f"more sites, or set federation.min_cohort={num_sites} and a quorum no larger."
         )
 
 

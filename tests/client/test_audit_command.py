@@ -9,9 +9,10 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from client.audit_command import _read_settings
 from client.cli import app
 from protocol.audit_policy import AuditPolicy, audited_settings_digest
-from protocol.codec import encode
+from protocol.codec import encode, flatten
 from protocol.settings import PrivacySettings, RunSettings
 from tests.client.released import release
 from tests.small_runs import small_run, write_site
@@ -71,6 +72,14 @@ def test_either_an_adapter_or_settings_must_be_named(site: Path, tmp_path: Path)
     (tmp_path / "settings.json").write_text("{")
     result = run("--config", site, "--settings", tmp_path / "settings.json")
     assert result.exit_code == 2 and "run settings" in result.stderr
+
+
+def test_settings_are_read_nested_and_as_server_check_prints_them(tmp_path: Path) -> None:
+    nested = encode(RUN)
+    for name, values in (("nested", nested), ("flat", flatten(nested))):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(values))
+        assert _read_settings(path) == RUN
 
 
 @pytest.mark.slow

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.site import Site
 from models.examples import ClauseExample
-from protocol.errors import FoedusError, SettingsError
+from protocol.errors import FoedusError, Refusal, SettingsError
+from protocol.settings import PrivacySettings
 from tests.small_runs import clause_records, open_site, small_run, write_records, write_site
 
 
@@ -110,3 +112,18 @@ def test_examples_are_read_and_tokenised_once(tmp_path: Path) -> None:
     assert len(first) == 12 and len(site.tokenised(run, "held_out")) == 6
     assert {len(t.targets) for t in first} == {1}
     assert all(isinstance(e, ClauseExample) for e in site.examples("classify").train)
+
+
+def test_in_a_private_run_other_labels_are_left_out_and_the_coordinator_hears_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal would answer, without noise, whether a site has a label."""
+    records = [*clause_records(1), {"text": "Rent is due.", "label": "rent", "matter": "m"}]
+    site = open_site(tmp_path, records=records)
+    run = small_run()
+    with pytest.raises(Refusal, match="rent"):
+        site.tokenised(run, "train")
+    private = replace(run, privacy=PrivacySettings(mode="dp"))
+    with caplog.at_level(logging.WARNING, "foedus.client"):
+        assert len(site.tokenised(private, "train")) == 12
+    assert "1 clauses have labels nobody agreed on" in caplog.text

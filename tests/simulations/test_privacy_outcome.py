@@ -158,3 +158,9 @@ def test_the_whole_command_with_noise_and_masks(
     assert 'id="privacy"' in page and "fewest firms in one: 3" in page
     shown = capsys.readouterr().out
     assert "epsilon spent, at most" in shown and "saw sums of updates only" in shown
+
+
+def test_a_simulation_of_fewer_sites_than_a_round_needs_says_so_at_once(tmp_path: Path) -> None:
+    """It would wait an hour for sites that cannot come."""
+    with pytest.raises(FoedusError, match=r"federation\.min_cohort.*got 2"):
+        experiment(tmp_path, "secure_aggregation=on")
