@@ -26,8 +26,8 @@ from protocol.peft_folder import saved_module
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 
 _ADAPTER = "default"
-# A label's logit per unit of cosine similarity in a head made from names. Of 5, 10, 15, 20 and 30 it
-# gave the least loss on CUAD's dev clauses.
+# A label's logit per unit of cosine similarity in a head made from names. Of 5, 10, 15, 20 and 30
+# it gave the least loss on CUAD's dev clauses.
 _LABEL_SHARPNESS = 15.0
 
 

@@ -23,7 +23,7 @@ from client.training.gradient_rows import (
     rows_one_by_one,
     write_gradients,
 )
-from client.training.loop import padded
+from client.training.loop import example_losses, padded
 from models.adapted import AdaptedModel, adapted_model
 from models.tokens import IGNORED, Tokenised
 from protocol.errors import FoedusError
@@ -94,7 +94,7 @@ def test_rows_add_up_to_what_autograd_gives_for_the_whole_batch(run: RunSettings
     fast, _ = both_ways(adapted, run, BOTH)
     trained = adapted.train_only(BOTH)
     inputs, targets = padded(adapted, run, examples_of(run))
-    gradient_rows.example_losses(adapted, run, inputs, targets).sum().backward()
+    example_losses(adapted, run, inputs, targets).sum().backward()
     plain = torch.cat([torch.as_tensor(p.grad).reshape(-1) for p in trained.values()])
     torch.testing.assert_close(fast.sum(dim=0), plain, rtol=1e-3, atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_rows_equal_those_of_opacus() -> None:
         for module in adapted.network.modules():
             if type(module) is nn.Linear:
                 module.training = True
-        gradient_rows.example_losses(adapted, CLASSIFY, inputs, targets).sum().backward()
+        example_losses(adapted, CLASSIFY, inputs, targets).sum().backward()
         samples = [torch.as_tensor(p.grad_sample).flatten(1) for p in trained.values()]  # type: ignore[attr-defined]
     finally:
         hooked.remove_hooks()
@@ -233,7 +233,8 @@ def test_adapters_whose_rows_would_be_wrong_are_refused(
     ids = torch.arange(12).reshape(2, 6)
 
     def losses() -> Tensor:
-        return model(input_ids=ids).logits.float().square().mean(dim=(1, 2))
+        squares: Tensor = model(input_ids=ids).logits.float().square()
+        return squares.mean(dim=(1, 2))
 
     try:
         with pytest.raises(RowsWouldBeWrong, match=words):
