@@ -64,20 +64,29 @@ def trained_update(
     kept = personal_factors(method)
     if kept:
         PersonalFactors(site.state_folder, request.run_id).save(round_, adapted.tensors(kept))
-    uploaded = uploaded_factors(method, round_)
-    received = {n: t for n, t in state.tensors.items() if factor_of(n) in uploaded}
-    steps = plain_update_steps(received, run.federation.update_norm_bound)
-    update = run_steps(steps, adapted.tensors(uploaded))
+    update = clipped_update(adapted, run, state, round_)
     log.info(
-        "Round %d: trained %d steps on %d examples, loss %.3f; %s; update norm %.3f",
+        "Round %d: trained %d steps on %d examples, loss %.3f; update norm %.3f",
         round_,
         result.num_steps,
         result.num_examples,
         result.train_loss,
-        " -> ".join(step.name for step in steps),
         l2_norm(update),
     )
     return TrainedUpdate(update, metrics)
+
+
+def clipped_update(
+    adapted: AdaptedModel, run: RunSettings, state: AdapterState, round_: int
+) -> Mapping[str, FloatArray]:
+    """What a round's training from `state` adds to the uploaded factors, clipped to the bound.
+
+    Errors: Refusal(TRAINING_DIVERGED) where it is not finite.
+    """
+    uploaded = uploaded_factors(run.federation.method, round_)
+    received = {n: t for n, t in state.tensors.items() if factor_of(n) in uploaded}
+    steps = plain_update_steps(received, run.federation.update_norm_bound)
+    return run_steps(steps, adapted.tensors(uploaded))
 
 
 def round_sigma(run: RunSettings) -> float:

@@ -24,16 +24,16 @@ from client.audit.canaries import (
 from client.audit.report import AuditResult, RunFindings, run_findings
 from client.audit.run import canary_tokens, default_repeats, membership, tokenised_canaries
 from client.audit.training import claimed_epsilon, train_as_set, without_privacy
-from client.update import plain_update_steps, run_steps
+from client.trained_update import clipped_update
 from models.adapted import adapted_model, initial_state
 from models.evaluation import tokenise
 from models.examples import Example
 from models.tokens import Tokenised
-from protocol.adapter import AdapterState, FloatArray, factor_of
+from protocol.adapter import AdapterState, FloatArray
 from protocol.audit_policy import audited_settings_digest
 from protocol.errors import FoedusError
 from protocol.initial import derive_seed
-from protocol.methods import personal_factors, trained_factors, uploaded_factors
+from protocol.methods import personal_factors, trained_factors
 from protocol.settings import RunSettings
 from simulations.settings import AuditSettings
 from strategies.registry import build_strategy
@@ -149,7 +149,7 @@ class _Federation:
                 seed = derive_seed(run.federation.seed, "audit", index, round_)
                 factors = trained_factors(run.federation.method, round_)
                 trainer(adapted_model(run), run, examples, factors, round_, seed)
-                update = self._update(state, round_)
+                update = clipped_update(adapted_model(run), run, state, round_)
                 strategy.fold(state.replace_tensors(update), 1.0)
                 total = {n: u + total[n] if total else u for n, u in update.items()}
                 if index == self.target:
@@ -167,12 +167,6 @@ class _Federation:
             extra = as_examples(planted, self.repeats) if index == self.target else []
             found.append(tokenise(self.run, [*examples, *extra]))
         return found
-
-    def _update(self, state: AdapterState, round_: int) -> dict[str, FloatArray]:
-        uploaded = uploaded_factors(self.run.federation.method, round_)
-        received = {n: t for n, t in state.tensors.items() if factor_of(n) in uploaded}
-        steps = plain_update_steps(received, self.run.federation.update_norm_bound)
-        return dict(run_steps(steps, adapted_model(self.run).tensors(uploaded)))
 
 
 def _check(settings: AuditSettings, run: RunSettings, sites: Sequence[SiteExamples]) -> None:

@@ -37,11 +37,6 @@ class PrivateRandomness:
         """`count` draws from (0, 1], multiples of 2^-53."""
         return ((self._words(count) >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * _UNIT
 
-    def integers(self, below: int, count: int) -> NDArray[np.int64]:
-        """`count` draws from 0..below-1 (bias below 2^-53 * below)."""
-        drawn = np.ceil(self.uniform(count) * below) - 1
-        return drawn.astype(np.int64)
-
     def choose(self, population: int, count: int) -> NDArray[np.int64]:
         """`count` different positions out of 0..population-1, every subset alike; sorted."""
         keys = self.uniform(population)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def train(
         for step in range(num_steps):
             first = step * training.gradient_accumulation
             batches = planned[first : first + training.gradient_accumulation]
-            _set_learning_rates(optimizer, step, num_steps, round_, run)
+            set_learning_rates(optimizer, step, num_steps, round_, run)
             last_losses.append(_step(adapted, run, optimizer, batches))
             if on_step:
                 on_step(step + 1, num_steps)
@@ -97,21 +98,26 @@ def _num_steps(num_batches: int, training: TrainingSettings) -> int:
 def _optimizer(
     adapted: AdaptedModel, training: TrainingSettings, factors: Factors
 ) -> torch.optim.AdamW:
-    trained = adapted.train_only(factors)
+    groups = parameter_groups(
+        adapted.train_only(factors), training.learning_rate, training.head_learning_rate
+    )
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=training.weight_decay)
+
+
+def parameter_groups(
+    trained: Mapping[str, nn.Parameter], peak: float, head_peak: float
+) -> list[dict[str, Any]]:
+    """An optimiser's groups of LoRA factors and head, each with the peak of its learning rate."""
     head = [p for name, p in trained.items() if factor_of(name) == "head"]
     lora = [p for name, p in trained.items() if factor_of(name) != "head"]
-    groups = [
-        {"params": lora, "peak": training.learning_rate},
-        {"params": head, "peak": training.head_learning_rate},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=0.0, weight_decay=training.weight_decay
-    )
+    groups = [{"params": lora, "peak": peak}, {"params": head, "peak": head_peak}]
+    return [group for group in groups if group["params"]]
 
 
-def _set_learning_rates(
-    optimizer: torch.optim.AdamW, step: int, num_steps: int, round_: int, run: RunSettings
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, step: int, num_steps: int, round_: int, run: RunSettings
 ) -> None:
+    """The schedule's rate for one step (from 0) of num_steps in a round, in every group."""
     factor = learning_rate_factor(
         step,
         num_steps,

@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.privacy.clipping import clipped_sum, gradient_sigma, next_clip_norm, sum_by_unit
 from client.privacy.randomness import PrivateRandomness, gaussian_noise
 from client.privacy.sampling import Unit, draw_units, group_units, packs_of_units
 from client.training.gradient_rows import GradientRows, write_gradients
-from client.training.loop import TrainingResult
-from client.training.schedule import learning_rate_factor
+from client.training.loop import TrainingResult, parameter_groups, set_learning_rates
 from models.adapted import AdaptedModel
 from models.tokens import Tokenised
-from protocol.adapter import factor_of
 from protocol.errors import Refusal
 from protocol.methods import Factors
 from protocol.reasons import RefusalReason
@@ -81,7 +79,7 @@ def train_private(
     losses: list[float] = []
     for step in range(privacy.steps_per_round):
         gradient, loss, clip = step_of.gradient(clip)
-        _set_learning_rates(optimizer, step, round_, run)
+        set_learning_rates(optimizer, step, privacy.steps_per_round, round_, run)
         write_gradients(rows.parameters, gradient)
         optimizer.step()
         losses.append(loss)
@@ -170,29 +168,9 @@ class _PrivateStep:
 
 
 def _optimizer(rows: GradientRows, run: RunSettings) -> torch.optim.Optimizer:
-    head = [p for name, p in rows.parameters.items() if factor_of(name) == "head"]
-    lora = [p for name, p in rows.parameters.items() if factor_of(name) != "head"]
-    groups: list[dict[str, list[nn.Parameter] | float]] = [
-        {"params": lora, "peak": run.privacy.learning_rate},
-        {"params": head, "peak": run.privacy.head_learning_rate},
-    ]
-    used = [group for group in groups if group["params"]]
+    privacy = run.privacy
+    used = parameter_groups(rows.parameters, privacy.learning_rate, privacy.head_learning_rate)
     decay = run.training.weight_decay
-    if run.privacy.optimizer == "sgd":
+    if privacy.optimizer == "sgd":
         return torch.optim.SGD(used, lr=0.0, momentum=_SGD_MOMENTUM, weight_decay=decay)
     return torch.optim.AdamW(used, lr=0.0, weight_decay=decay)
-
-
-def _set_learning_rates(
-    optimizer: torch.optim.Optimizer, step: int, round_: int, run: RunSettings
-) -> None:
-    factor = learning_rate_factor(
-        step,
-        run.privacy.steps_per_round,
-        round_,
-        run.federation.rounds,
-        run.training.warmup_fraction,
-        run.training.final_learning_rate_fraction,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor

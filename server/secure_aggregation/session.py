@@ -40,8 +40,8 @@ from protocol.secure_aggregation.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from protocol.secure_aggregation.packing import packed_size, unpack_bits
-from protocol.secure_aggregation.ring import add_into, decode_sum
+from protocol.secure_aggregation.packing import packed_size
+from protocol.secure_aggregation.ring import add_packed_into, decode_sum
 from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.shares import combine
 from protocol.secure_aggregation.transcript import cohort_digest, graph_seed, survivors_to_sign
@@ -152,12 +152,10 @@ class CoordinatorSession:
 
     def take_masked_input(self, member: str, reply: MaskedInputReply) -> None:
         """Add it to the sum; the input itself is not kept. Errors: WireError."""
-        packed = np.frombuffer(reply.packed, dtype=np.uint8)
-        values = unpack_bits(packed, self._num_values + 1, self.terms.bits)
         if self._total is None:
-            self._total = values
-        else:
-            add_into(self._total, values, self.terms.ring)
+            self._total = np.zeros(self._num_values + 1, dtype=np.uint32)
+        packed = np.frombuffer(reply.packed, dtype=np.uint8)
+        add_packed_into(self._total, packed, self.terms.ring)
         self._masked.add(member)
 
     def close_masking(self) -> None:
@@ -214,7 +212,7 @@ class CoordinatorSession:
 
         Errors: Abandoned where shares are missing or wrong, or the sum is no sum of valid inputs.
         """
-        if self._total is None:
+        if self._total is None or not self._masked:
             raise Abandoned("Expected masked inputs, got none.")
         masks: list[tuple[bytes, int]] = []
         for survivor in self.survivors:

@@ -74,6 +74,7 @@ def test_a_run_whose_target_is_the_budget_fits_to_its_last_round(tmp_path: Path)
     cost = Cost(1.0, noise_multiplier(3.0, DELTA, 1.0, 4 * rounds), 4)
     for round_ in range(1, rounds + 1):
         ledger.reserve(entry(round_, cost=cost), units_of("alpha"), Budget("matter", 3.0, DELTA))
+    assert 2.9 < spent_by_matter(tmp_path)["alpha"] <= 3.0
 
 
 def test_what_was_spent_outlives_a_restart(tmp_path: Path) -> None:

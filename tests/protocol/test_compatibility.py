@@ -79,19 +79,23 @@ def test_every_rule_refuses_a_run_that_breaks_it_and_names_both_settings(rule: R
     assert rule.why in sentence and rule.instead in sentence
 
 
+def broken(run: RunSettings) -> list[str]:
+    return [rule.sentence for rule in RULES if rule.broken_by(run)]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_with_every_server_optimiser(method: str) -> None:
     for optimizer in ("none", "momentum", "nesterov", "adam"):
-        check_compatibility(small_run(method, server_optimizer=optimizer), "the test")
-    check_compatibility(INSTRUCT, "the test")
+        assert broken(small_run(method, server_optimizer=optimizer)) == []
+    assert broken(INSTRUCT) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_over_secure_aggregation_with_and_without_privacy(method: str) -> None:
     run = replace(small_run(method, min_cohort=3, quorum=3), secure_aggregation=SECURE)
-    check_compatibility(run, "the test")
+    assert broken(run) == []
     private = replace(PRIVATE, acknowledge_both_factors=method in {"fedit", "fedsa"})
-    check_compatibility(replace(run, privacy=private), "the test")
+    assert broken(replace(run, privacy=private)) == []
 
 
 def test_all_broken_rules_are_said_at_once() -> None:
