@@ -39,8 +39,9 @@ from flwr.supercore.primitives.asymmetric import (
 )
 
 from protocol.adapter import FloatArray
+from protocol.consortium.identity import SIGNATURE_BYTES, Identity
+from protocol.consortium.roster import Member, Roster
 from protocol.secure_aggregation import masks, ring, shares, transcript
-from protocol.secure_aggregation.identity import SIGNATURE_BYTES, Identity
 from protocol.secure_aggregation.keys import (
     ADVERTISEMENT_BYTES,
     Advertisement,
@@ -50,7 +51,6 @@ from protocol.secure_aggregation.keys import (
     opens_self_mask,
     pairwise_mask_seed,
 )
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.transcript import SessionContext
 
 T = TypeVar("T")

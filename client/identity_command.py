@@ -18,7 +18,7 @@ def show_identity(
     The file stays at the site, readable by its owner alone; name it as `identity` in site.yaml. The
     entry is public: hand it to whoever keeps the consortium's roster, by a way you trust.
     """
-    from protocol.secure_aggregation.identity import Identity, load_identity, save_identity
+    from protocol.consortium.identity import Identity, load_identity, save_identity
 
     if not file.exists():
         save_identity(file, Identity.generate())

@@ -19,10 +19,10 @@ from models.adapted import initial_state
 from protocol.audit_policy import AuditPolicy
 from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
+from protocol.consortium.roster import Roster, read_roster
 from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
 from protocol.secure_aggregation.graph import resolve_degree
-from protocol.secure_aggregation.roster import Roster, read_roster
 from protocol.secure_aggregation.task import ring_of
 from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore

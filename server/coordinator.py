@@ -13,10 +13,10 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from protocol.adapter import AdapterState, Layout, layout_size, subset_layout
+from protocol.consortium.roster import Roster
 from protocol.errors import FoedusError, WireError
 from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
 from protocol.methods import downloaded_factors, uploaded_factors
-from protocol.secure_aggregation.roster import Roster
 from protocol.settings import RunSettings
 from server.admission import Admission, SetAside
 from server.checkpoint import Checkpoint, CheckpointStore

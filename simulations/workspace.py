@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from client.app import load_site
 from client.contracts import Contract
 from client.site import Site
+from protocol.consortium.identity import Identity, load_identity, save_identity
+from protocol.consortium.roster import Member, Roster
 from protocol.files import write_atomically
-from protocol.secure_aggregation.identity import Identity, load_identity, save_identity
-from protocol.secure_aggregation.roster import Member, Roster
 from simulations.partition import SitePartition
 
 SITES_FOLDER = "sites"

@@ -16,11 +16,11 @@ from client.secure_aggregation.answer import answer_phase
 from client.secure_aggregation.kept_update import KeptUpdate
 from client.site import Site, SiteSettings
 from protocol.adapter import Layout, pack, subset_layout
+from protocol.consortium.identity import Identity, save_identity
+from protocol.consortium.roster import Member, Roster
 from protocol.files import write_atomically
 from protocol.messages import Request
 from protocol.methods import uploaded_factors
-from protocol.secure_aggregation.identity import Identity, save_identity
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.task import weight_cap
 from protocol.secure_aggregation.wire import SECURE, Phase, SessionId, read_header
 from protocol.settings import RunSettings, SecureAggregationSettings

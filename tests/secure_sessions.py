@@ -11,11 +11,11 @@ import numpy as np
 from client.secure_aggregation.memory import RunMemory
 from client.secure_aggregation.session import SitePart
 from protocol.adapter import FloatArray
+from protocol.consortium.identity import Identity
+from protocol.consortium.roster import Member, Roster
 from protocol.errors import Refusal, WireError
-from protocol.secure_aggregation.identity import Identity
 from protocol.secure_aggregation.messages import MaskedInputReply
 from protocol.secure_aggregation.ring import RingParameters
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.wire import Phase, SessionId, Terms
 from server.secure_aggregation.session import CoordinatorSession
 from tests.small_runs import RUN_ID

@@ -15,10 +15,11 @@ from client.secure_aggregation.session import FEWEST_SITES, SitePart, UnopenedBo
 from client.secure_aggregation.trainer import ModelTrainer, Trainer
 from client.site import Site
 from protocol.adapter import Layout, layout_size
+from protocol.consortium.identity import load_identity
+from protocol.consortium.roster import read_roster
 from protocol.errors import FoedusError, Refusal, WireError
 from protocol.messages import ARRAYS, CONFIG, Request
 from protocol.reasons import RefusalReason
-from protocol.secure_aggregation.identity import load_identity
 from protocol.secure_aggregation.messages import (
     AdvertiseRequest,
     ConfirmRequest,
@@ -29,7 +30,6 @@ from protocol.secure_aggregation.messages import (
     UnmaskRequest,
 )
 from protocol.secure_aggregation.packing import packed_size
-from protocol.secure_aggregation.roster import read_roster
 from protocol.secure_aggregation.task import ring_of, task_digest
 from protocol.secure_aggregation.wire import (
     SECURE,

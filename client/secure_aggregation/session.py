@@ -26,10 +26,11 @@ from dataclasses import dataclass, replace
 from client.secure_aggregation.memory import RunMemory, SessionState, Stage
 from client.secure_aggregation.view import SessionView, split_secrets
 from protocol.adapter import FloatArray
+from protocol.consortium.identity import Identity, verify
+from protocol.consortium.roster import Roster
 from protocol.errors import Refusal, WireError
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.graph import threshold
-from protocol.secure_aggregation.identity import Identity, verify
 from protocol.secure_aggregation.keys import SessionKeys, pairwise_mask_seed
 from protocol.secure_aggregation.masks import RingArray, add_masks_into, pairwise_sign
 from protocol.secure_aggregation.messages import (
@@ -44,7 +45,6 @@ from protocol.secure_aggregation.messages import (
     UnmaskRequest,
 )
 from protocol.secure_aggregation.ring import RandomBytes, encode_input, pack_bits
-from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.shares import (
     SharePair,
     decrypt_shares,

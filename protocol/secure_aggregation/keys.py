@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from protocol.consortium.identity import SIGNATURE_BYTES, Identity, verify
+from protocol.consortium.roster import Roster
 from protocol.errors import FoedusError, WireError
 from protocol.reasons import RefusalReason
-from protocol.secure_aggregation.identity import SIGNATURE_BYTES, Identity, verify
-from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.transcript import (
     SessionContext,
     advertisement_to_sign,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 from flwr.app import Message, RecordDict
 
+from protocol.consortium.identity import verify
+from protocol.consortium.roster import Roster
 from protocol.errors import WireError
 from protocol.reasons import RejectionReason
-from protocol.secure_aggregation.identity import verify
 from protocol.secure_aggregation.messages import AdvertiseReply, PhaseReply, parse_reply
-from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.wire import Phase, SessionId, signature_of, signed_statement
 
 

@@ -12,6 +12,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from protocol.adapter import FloatArray, Layout, layout_size, unpack
+from protocol.consortium.roster import Roster
 from protocol.errors import WireError
 from protocol.messages import ARRAYS, CONFIG, Request
 from protocol.reasons import RejectionReason
@@ -23,7 +24,6 @@ from protocol.secure_aggregation.messages import (
     ShareReply,
     UnmaskReply,
 )
-from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.task import ring_of, task_digest
 from protocol.secure_aggregation.wire import (
     SECURE,

@@ -14,10 +14,11 @@ from random import SystemRandom
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.consortium.identity import verify
+from protocol.consortium.roster import Roster
 from protocol.errors import FoedusError, WireError
 from protocol.reasons import RejectionReason
 from protocol.secure_aggregation.graph import holders, neighbours, threshold
-from protocol.secure_aggregation.identity import verify
 from protocol.secure_aggregation.keys import (
     Advertisement,
     exchange,
@@ -42,7 +43,6 @@ from protocol.secure_aggregation.messages import (
 )
 from protocol.secure_aggregation.packing import packed_size
 from protocol.secure_aggregation.ring import add_packed_into, decode_sum
-from protocol.secure_aggregation.roster import Roster
 from protocol.secure_aggregation.shares import combine
 from protocol.secure_aggregation.transcript import cohort_digest, graph_seed, survivors_to_sign
 from protocol.secure_aggregation.wire import SessionId, Terms

@@ -9,8 +9,8 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from client.cli import app
-from protocol.secure_aggregation.identity import load_identity
-from protocol.secure_aggregation.roster import Roster
+from protocol.consortium.identity import load_identity
+from protocol.consortium.roster import Roster
 
 
 def test_an_identity_is_made_once_and_its_entry_fits_a_roster(tmp_path: Path) -> None:

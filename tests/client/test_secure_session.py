@@ -13,9 +13,10 @@ import pytest
 from client.secure_aggregation.memory import RunMemory
 from client.secure_aggregation.session import SitePart
 from protocol.adapter import FloatArray
+from protocol.consortium.identity import Identity
+from protocol.consortium.roster import Member, Roster
 from protocol.errors import FoedusError
 from protocol.secure_aggregation.graph import threshold
-from protocol.secure_aggregation.identity import Identity
 from protocol.secure_aggregation.keys import Advertisement, SessionKeys
 from protocol.secure_aggregation.messages import (
     AdvertiseRequest,
@@ -24,7 +25,6 @@ from protocol.secure_aggregation.messages import (
     ShareRequest,
     UnmaskRequest,
 )
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.wire import Phase, SessionId
 from tests.secure_sessions import (
     IDENTITIES,

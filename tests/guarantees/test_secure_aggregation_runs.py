@@ -11,9 +11,9 @@ import pytest
 
 from client.app import load_site, make_app
 from protocol.adapter import AdapterState
+from protocol.consortium.identity import Identity, save_identity
+from protocol.consortium.roster import Member, Roster
 from protocol.messages import METRICS
-from protocol.secure_aggregation.identity import Identity, save_identity
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.task import ring_of
 from protocol.secure_aggregation.wire import SECURE, Phase
 from protocol.settings import RunSettings

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from client.site import Site
+from protocol.consortium.identity import Identity, save_identity
+from protocol.consortium.roster import Member, Roster
 from protocol.files import write_atomically
-from protocol.secure_aggregation.identity import Identity, save_identity
-from protocol.secure_aggregation.roster import Member, Roster
 from server.records import RoundRecord
 from server.release import verify_release
 from tests.small_runs import LABELS, write_site

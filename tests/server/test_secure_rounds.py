@@ -15,10 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from client.secure_aggregation.memory import RunMemory
 from client.secure_aggregation.session import SitePart
 from protocol.adapter import layout_size
+from protocol.consortium.identity import Identity
 from protocol.errors import FoedusError, WireError
 from protocol.messages import Request
 from protocol.methods import METHODS, downloaded_factors
-from protocol.secure_aggregation.identity import Identity
 from protocol.secure_aggregation.keys import SessionKeys
 from protocol.secure_aggregation.messages import AdvertiseReply, ShareReply, ShareRequest
 from protocol.secure_aggregation.packing import packed_size

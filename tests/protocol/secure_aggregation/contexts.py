@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from protocol.secure_aggregation.identity import Identity
+from protocol.consortium.identity import Identity
+from protocol.consortium.roster import Member, Roster
 from protocol.secure_aggregation.ring import RingParameters
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.transcript import SessionContext
 
 CONTEXT = SessionContext(

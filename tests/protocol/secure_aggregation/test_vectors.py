@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.secure_aggregation.identity import Identity, verify
+from protocol.consortium.identity import Identity, verify
 from protocol.secure_aggregation.keys import exchange, hkdf, public_key_of
 from protocol.secure_aggregation.masks import RandomStream, expand, keystream
 from protocol.secure_aggregation.shares import seal, unseal

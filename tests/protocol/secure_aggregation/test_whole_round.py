@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from protocol.consortium.identity import Identity, verify
+from protocol.consortium.roster import Member, Roster
 from protocol.secure_aggregation.graph import Graph, circle, holders, threshold
-from protocol.secure_aggregation.identity import Identity, verify
 from protocol.secure_aggregation.keys import (
     Advertisement,
     SessionKeys,
@@ -31,7 +32,6 @@ from protocol.secure_aggregation.ring import (
     pack_bits,
     unpack_bits,
 )
-from protocol.secure_aggregation.roster import Member, Roster
 from protocol.secure_aggregation.shares import (
     SharePair,
     combine,

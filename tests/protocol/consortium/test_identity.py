@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import FoedusError
-from protocol.secure_aggregation.identity import (
+from protocol.consortium.identity import (
     Identity,
     is_weak_key,
     load_identity,
@@ -19,6 +18,7 @@ from protocol.secure_aggregation.identity import (
     save_identity,
     verify,
 )
+from protocol.errors import FoedusError
 
 
 def test_a_saved_identity_comes_back_and_is_its_owners_alone(tmp_path: Path) -> None:

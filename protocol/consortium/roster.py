@@ -16,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from protocol.consortium.identity import PUBLIC_KEY_BYTES, is_weak_key, member_id_of
 from protocol.errors import FoedusError, SettingsError, WireError
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.encoding import encode_fields
-from protocol.secure_aggregation.identity import PUBLIC_KEY_BYTES, is_weak_key, member_id_of
 
 SCHEMA = 1
 MAX_NAME_CHARACTERS = 100

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from protocol.consortium.roster import Member, Roster, read_roster
 from protocol.errors import FoedusError, SettingsError, WireError
 from protocol.reasons import RefusalReason
-from protocol.secure_aggregation.roster import Member, Roster, read_roster
 from tests.protocol.secure_aggregation.contexts import consortium
 
 ROSTER, IDENTITIES = consortium(3)

@@ -1,0 +1,1 @@
+"""Who belongs to a consortium: identities, the members' roster, and what enrolment signs."""
