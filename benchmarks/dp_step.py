@@ -16,7 +16,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks.command import Say, benchmark_command
-from benchmarks.dp_step_memory import PeakMemory, can_measure, measure
+from benchmarks.dp_step_memory import PeakMemory, measure
 from benchmarks.dp_step_ways import (
     HOOKS,
     MODELS,
@@ -31,6 +31,7 @@ from benchmarks.dp_step_ways import (
     work_for,
 )
 from benchmarks.interleave import interleave, median_of_ratios, spread
+from benchmarks.peak_memory import can_measure
 from benchmarks.result import BenchmarkResult, Cell, Row
 from protocol.errors import FoedusError
 

@@ -1,17 +1,13 @@
 """Peak memory of a few steps, each way in a process of its own.
 
-A process loads the model and the batch, notes how much memory it holds, resets the kernel's record
-of its peak, takes the steps and reads the record: python -m benchmarks.dp_step_memory MODEL WAY
-BATCH TOKENS prints the difference and the bytes of the rows. Linux only. The record of getrusage
-would not do: it survives exec, so that a child starts with its parent's peak.
+A process loads the model and the batch and measures the peak of the steps: python -m
+benchmarks.dp_step_memory MODEL WAY BATCH TOKENS prints it and the bytes of the rows. Linux only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.dp_step_ways import one_thread, way_for, work_for
+from benchmarks.peak_memory import is_glibc, peak_growth
 from protocol.errors import FoedusError
 
 STEPS = 3
 
 _ROOT = Path(__file__).resolve().parent.parent
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
 # A parameter of glibc's mallopt, from <malloc.h>.
 _M_MMAP_THRESHOLD = -3
 _MAPPED_FROM_BYTES = 64 * 1024
@@ -43,11 +38,6 @@ class PeakMemory:
     tokens: int
     rows_bytes: int
     peak_bytes: dict[str, int]
-
-
-def can_measure() -> bool:
-    """True where the kernel keeps a peak that can be reset."""
-    return _CLEAR.exists()
 
 
 def measure(model: str, batch_size: int, tokens: int, ways: Sequence[str]) -> PeakMemory:
@@ -87,34 +77,24 @@ def peak_of_steps(model: str, way_name: str, batch_size: int, tokens: int) -> tu
         # A clip norm of its own would need a pass over the batch, whose memory could be used again.
         work = work_for(model, batch_size, tokens, clip_norm=1.0)
         way = way_for(way_name, work)
-        gc.collect()
         _map_every_tensor()
-        before = _status_bytes("VmRSS")
-        _CLEAR.write_text(_RESET_PEAK)
-        for _ in range(STEPS):
-            with way.ready():
-                way.step()
-        return _status_bytes("VmHWM") - before, 4 * len(work.batch) * work.num_parameters
+
+        def take_steps() -> None:
+            for _ in range(STEPS):
+                with way.ready():
+                    way.step()
+
+        return peak_growth(take_steps), 4 * len(work.batch) * work.num_parameters
 
 
 def _map_every_tensor() -> None:
-    """Have glibc map each larger block alone, and trim what is free.
+    """Have glibc map each larger block alone.
 
     With blocks on one heap, the peak of the very same steps differs by 5% from process to process,
     by how the heap happens to be broken up; now it is the greatest sum of what lives at once.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
-        libc.malloc_trim(0)
-
-
-def _status_bytes(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        if name == field:
-            return int(rest.split()[0]) * 1024
-    raise FoedusError(f"Expected {field} in {_STATUS}, got none. This system keeps no peak memory.")
+    if is_glibc():
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,13 @@ def run_foedus(job: Job) -> RunRecord:
         def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
             """Nothing to note."""
 
+        def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+            """Nothing to note."""
+
         def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
+            """Nothing to note."""
+
+        def checkpoint_started(self, round_: int) -> None:
             """Nothing to note."""
 
         def round_finished(self, record: RoundRecord) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.rounds import UNKNOWN_RUN, answer, place_of
-from client.secure_aggregation.answer import answer_phase
+from client.rounds import answer, decline, place_of
+from client.secure_aggregation.answer import answer_phase, decline_phase
 from client.site import Site
-from protocol.errors import FoedusError
-from protocol.messages import Kind, Reply
+from protocol.errors import FoedusError, Refusal
+from protocol.messages import UNKNOWN_RUN, Kind, Reply
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.wire import SECURE
 
@@ -27,18 +27,26 @@ class NoReply(Exception):
     """Raised to Flower instead of what went wrong here; it says nothing on purpose."""
 
 
-def make_app(find_site: Callable[[Context], Site]) -> ClientApp:
-    """A ClientApp over whatever way there is to tell which site a message is for."""
+def make_app(find_site: Callable[[Context], Site], refusal: Refusal | None = None) -> ClientApp:
+    """A ClientApp over whatever way there is to tell which site a message is for.
+
+    refusal: why every message is declined, before anything of it is followed; None = it is not.
+    """
     app = ClientApp()
 
     def respond(message: Message, context: Context, kind: Kind) -> Message:
         # Flower sends the text of whatever is raised in here to the server.
         try:
-            return Message(answer(find_site(context), message.content, kind), reply_to=message)
+            site = find_site(context)
+            if refusal:
+                content = decline(site, message.content, kind, refusal)
+            else:
+                content = answer(site, message.content, kind)
+            return Message(content, reply_to=message)
         except FoedusError as error:
             log.error("This node has no usable site configuration: %s", error)
-            refusal = Reply(UNKNOWN_RUN, 0, RefusalReason.INTERNAL)
-            return Message(refusal.to_content(), reply_to=message)
+            nameless = Reply(UNKNOWN_RUN, 0, RefusalReason.INTERNAL)
+            return Message(nameless.to_content(), reply_to=message)
         except Exception as error:
             # Without a receipt nothing may leave, not even a refusal of ours.
             log.error("No reply could be given to a %s request: %s", kind, place_of(error))
@@ -46,7 +54,11 @@ def make_app(find_site: Callable[[Context], Site]) -> ClientApp:
 
     def take_part(message: Message, context: Context, training: bool) -> Message:
         try:
-            content = answer_phase(find_site(context), message.content, training=training)
+            site = find_site(context)
+            if refusal:
+                content = decline_phase(site, message.content, refusal)
+            else:
+                content = answer_phase(site, message.content, training=training)
             return Message(content, reply_to=message)
         except FoedusError as error:
             log.error("This node has no usable site configuration: %s", error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -84,26 +84,10 @@ def _subject(
         released = load_adapter(adapter, base)
         return released, released.run
     assert settings is not None
-    run = _read_settings(settings)
+    from client.run_settings import read_run_settings
+
+    run = read_run_settings(settings)
     return None, replace(run, model=replace(run.model, id=base, revision="")) if base else run
-
-
-def _read_settings(path: Path) -> RunSettings:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from protocol.codec import decode, flatten, unflatten
-    from protocol.settings import RunSettings
-
-    try:
-        loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        raise FoedusError(
-            f"Expected run settings at {path}, got {type(error).__name__}."
-        ) from error
-    # `foedus server check --json` prints dotted keys; a file by hand is nested.
-    return decode(RunSettings, unflatten(flatten(loaded)), str(path))
 
 
 def _audit(

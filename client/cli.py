@@ -6,7 +6,6 @@ torch and transformers are imported inside the commands: help has to come at onc
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from client.approve_command import approve
 from client.audit_command import audit
-from client.identity_command import show_identity
+from client.check_command import check
+from client.enrolment import commands as enrolment_commands
 from client.ledger_command import show_ledger
+from client.log_command import show_log
+from client.runner.up_command import up
 from protocol.errors import FoedusError
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from client.contracts import Unreadable
     from client.inventory import Inventory
     from client.predict import Document, LabelledClause, ReleasedAdapter
-    from client.receipts import Receipt
     from client.site import Site
 
 
@@ -195,60 +197,6 @@ def _print_answers(answers: Sequence[Answer]) -> None:
         typer.echo("\n".join(printable_line(line) for line in lines))
 
 
-@app.command("log")
-def _log(
-    config: _Config = Path("site.yaml"),
-    verify: Annotated[bool, typer.Option("--verify", help="Check the hash chain.")] = False,
-    as_json: _Json = False,
-) -> None:
-    """Show the receipts of everything that left this site.
-
-    With --verify, exit status 1 where a receipt was altered, removed or inserted. Lines cut off
-    the end leave no gap in the chain: keep the number of receipts somewhere else to see that.
-    """
-    from client.terminal import print_json, print_table
-
-    path = _site(config).receipts.path
-    receipts, problems = _receipts(path, verify)
-    if as_json:
-        print_json({"receipts": [asdict(r) for r in receipts], "problems": problems})
-    elif receipts:
-        names = ("sequence", "time", "kind", "round", "status", "num_bytes")
-        # JSON has the whole digest and the run; here the beginning tells lines apart.
-        lines = [[*(str(getattr(r, n))[:19] for n in names), r.digest[:12]] for r in receipts]
-        headings = ["", "time (UTC)", "kind", "round", "status", "bytes", "digest"]
-        print_table(headings, lines, numbers=("", "round", "bytes"))
-    for problem in problems:
-        typer.echo(f"foedus client log: {problem}", err=True)
-    if problems:
-        raise typer.Exit(1)
-    if not receipts:
-        typer.echo(f"Nothing has left this site: no receipts in {path}.", err=True)
-    elif verify:
-        typer.echo(f"The chain of {len(receipts)} receipts is whole.", err=True)
-
-
-def _receipts(path: Path, verify: bool) -> tuple[list[Receipt], list[str]]:
-    """The receipts as they stand and what is wrong; checked, they end at the first wrong one."""
-    from client.receipts import Receipt, ReceiptLog
-
-    receipts: list[Receipt] = []
-    if verify:
-        try:
-            for receipt in ReceiptLog(path).verify():
-                receipts.append(receipt)
-        except FoedusError as error:
-            return receipts, [str(error)]
-        return receipts, []
-    problems: list[str] = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            receipts.append(Receipt(**json.loads(line)))
-        except (ValueError, TypeError):
-            problems.append(f"{path}, line {number} is no receipt.")
-    return receipts, problems
-
-
 @app.command("data")
 def _data(config: _Config = Path("site.yaml"), as_json: _Json = False) -> None:
     """Show what this site would learn from, as counts; the text of no contract is printed."""
@@ -281,9 +229,13 @@ def _print_inventory(inventory: Inventory) -> None:
         typer.echo(printable_line(f"not read: {broken.source}: {broken.reason}"))
 
 
+app.command("approve")(approve)
+app.command("check")(check)
+app.command("log")(show_log)
 app.command("ledger")(show_ledger)
 app.command("audit")(audit)
-app.command("identity")(show_identity)
+app.command("up")(up)
+enrolment_commands.register(app)
 
 
 def _site(config: Path) -> Site:

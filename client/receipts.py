@@ -1,8 +1,7 @@
-"""The site's own record of everything that left it: hash-chained JSON lines.
+"""The site's own record of everything that left it: hash-chained lines, see protocol.chained_lines.
 
-Each line holds the SHA-256 of the line before, so a line that was removed, altered or inserted
-shows as soon as another follows it. The end of the file has nothing after it to show a cut: keep
-the newest line elsewhere to detect that. Lines name digests and sizes only, never text.
+Lines name digests and sizes only, never text. A cut at the end shows where somebody else knows the
+newest line: the coordinator countersigns them, see client/countersigned.py.
 
 A line of kind "ledger" is a round's entry in the privacy ledger, which stays here; see
 client/privacy/ledger.py.
@@ -10,24 +9,22 @@ client/privacy/ledger.py.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from protocol.errors import FoedusError
+from protocol.append_only import AppendOnlyLines
+from protocol.chained_lines import ChainedLine, ChainedLines, Position
 
-GENESIS = "0" * 64
+LEDGER = "ledger"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One thing that left. digest: SHA-256 of its bytes; num_bytes: of tensors and numbers.
+    """One thing that left. digest: SHA-256 of its content; num_bytes: of tensors and numbers, both
+    as protocol.reply_digest counts them.
 
     ledger: newest row of the privacy ledger then, "sequence:hash"; empty where there is none.
     """
@@ -49,6 +46,7 @@ class ReceiptLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lines = ChainedLines(path, "receipt")
 
     def append(
         self,
@@ -61,27 +59,24 @@ class ReceiptLog:
         num_bytes: int,
         ledger: str = "",
     ) -> Receipt:
-        """Write the next receipt. Errors: OSError where the disk refuses: then nothing leaves."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
-            last = self._last_line()
-            receipt = Receipt(
-                sequence=0 if last is None else int(json.loads(last)["sequence"]) + 1,
-                time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                kind=kind,
-                run_id=run_id,
-                round=round_,
-                status=status,
-                digest=digest,
-                num_bytes=num_bytes,
-                previous=GENESIS if last is None else _line_hash(last),
-                ledger=ledger,
-            )
-            with self.path.open("ab") as stream:
-                stream.write(json.dumps(asdict(receipt), sort_keys=True).encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        return receipt
+        """Write the next receipt.
+
+        Errors: OSError where the disk refuses, FoedusError where the last line is damaged: then
+        nothing leaves.
+        """
+        line = self._lines.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "kind": kind,
+                "run_id": run_id,
+                "round": round_,
+                "status": status,
+                "digest": digest,
+                "num_bytes": num_bytes,
+                "ledger": ledger,
+            }
+        )
+        return Receipt(**line.values)
 
     def ledger_heads(self) -> frozenset[str]:
         """Every row of the privacy ledger that a receipt vouches for.
@@ -89,55 +84,40 @@ class ReceiptLog:
         A half-written last line (crash) is cut off first: it was not promised to anyone yet.
         Errors: FoedusError as `verify`.
         """
-        if not self.path.exists():
-            return frozenset()
-        with self._alone():
-            self._last_line()
-            return frozenset(receipt.ledger for receipt in self.verify() if receipt.ledger)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes and threads from writing meanwhile."""
-        with self.path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        self._lines.heal()
+        return frozenset(receipt.ledger for receipt in self.verify() if receipt.ledger)
 
     def verify(self) -> Iterator[Receipt]:
         """Every receipt in order, checking the chain.
 
         Errors: FoedusError naming the first line that does not follow from the one before.
         """
-        if not self.path.exists():
-            return
-        previous = GENESIS
-        for number, line in enumerate(self.path.read_bytes().splitlines()):
-            try:
-                receipt = Receipt(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise FoedusError(f"{self.path}, line {number + 1} is no receipt.") from error
-            if receipt.previous != previous or receipt.sequence != number:
-                raise FoedusError(
-                    f"{self.path}, line {number + 1} does not follow from the line before: "
-                    "a receipt was removed, altered or inserted."
-                )
-            previous = _line_hash(line)
-            yield receipt
+        return (receipt for receipt, _ in self.lines())
 
-    def _last_line(self) -> bytes | None:
-        """The last line, read from the file's end; a half-written line (crash) is cut off first."""
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return None
-        with self.path.open("rb+") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - 8192))
-            tail = stream.read()
-            if not tail.endswith(b"\n"):
-                whole, _, _half = tail.rpartition(b"\n")
-                stream.truncate(size - len(tail) + (len(whole) + 1 if whole else 0))
-                tail = whole
-        lines = tail.splitlines()
-        return lines[-1] if lines else None
+    def lines(
+        self, after: Position | None = None, *, unfinished: bool = True
+    ) -> Iterator[tuple[Receipt, ChainedLine]]:
+        """Every receipt with its line, whose hash says all that came before it.
+
+        Parameters and errors: ChainedLines.verify.
+        """
+        for line in self._lines.verify(after, unfinished=unfinished):
+            yield self._receipt(line), line
+
+    def _receipt(self, line: ChainedLine) -> Receipt:
+        try:
+            return Receipt(**line.values)
+        except TypeError as error:
+            raise self._lines.no_such_line(line.end.count) from error
 
 
-def _line_hash(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
+def as_they_stand(path: Path) -> tuple[list[Receipt], list[str]]:
+    """The receipts of a log whose chain is not checked, and which lines are none."""
+    receipts: list[Receipt] = []
+    problems: list[str] = []
+    for number, line in enumerate(AppendOnlyLines(path).lines(unfinished=True), 1):
+        try:
+            receipts.append(Receipt(**json.loads(line)))
+        except (ValueError, TypeError):
+            problems.append(f"{path}, line {number} is no receipt.")
+    return receipts, problems

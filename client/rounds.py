@@ -8,9 +8,10 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
+from client.admission import admit_request
 from client.egress import EgressGuard
 from client.personal import PersonalFactors
-from client.policy import check_privacy_policy
+from client.policy.time_limit import TimeLimit
 from client.secure_aggregation.plain_update import refuse_readable_update
 from client.site import Site
 from client.trained_update import trained_update
@@ -19,7 +20,7 @@ from models.evaluation import evaluate
 from protocol.adapter import AdapterState, FloatArray, subset_layout
 from protocol.errors import FoedusError, Refusal, WireError
 from protocol.initial import initial_tensors
-from protocol.messages import ExpectedReply, Kind, Reply, Request
+from protocol.messages import UNKNOWN_RUN, ExpectedReply, Kind, Reply, Request, named_run
 from protocol.methods import (
     METHODS,
     downloaded_factors,
@@ -29,8 +30,6 @@ from protocol.methods import (
 from protocol.reasons import RefusalReason
 
 log = logging.getLogger("foedus.client")
-
-UNKNOWN_RUN = "0" * 32
 
 
 def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
@@ -43,6 +42,7 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
     layout: dict[str, tuple[int, ...]] = {}
     try:
         request = Request.from_content(content, kind)
+        admit_request(site, request)
         adapted = adapted_model(request.settings)
         if kind == "train":
             uploaded = uploaded_factors(request.settings.federation.method, request.round)
@@ -60,7 +60,20 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
     bound = request.settings.federation.update_norm_bound if request else 0.0
     private = bool(request and request.settings.privacy.enabled)
     expected = ExpectedReply(kind, reply.run_id, reply.round, layout, private)
-    return EgressGuard(expected, bound, site.receipts, site.ledger.head).release(reply)
+    guard = EgressGuard(expected, bound, site.settings.policy)
+    return guard.release(reply, site.receipts, site.ledger.head)
+
+
+def decline(site: Site, content: RecordDict, kind: Kind, refusal: Refusal) -> RecordDict:
+    """The reply to a request that is not to be followed, whatever it asks; read for its run only.
+
+    Errors: as `answer`'s, where no receipt can be written.
+    """
+    log.warning("Refused a %s request (%s): %s", kind, refusal.code, refusal)
+    run_id, round_ = named_run(content)
+    reply = Reply(run_id, round_, refusal.code)
+    guard = EgressGuard(ExpectedReply(kind, run_id, round_, {}), 0.0, site.settings.policy)
+    return guard.release(reply, site.receipts, site.ledger.head)
 
 
 def _work(site: Site, adapted: AdaptedModel, request: Request) -> Reply:
@@ -106,7 +119,7 @@ def _train(site: Site, adapted: AdaptedModel, request: Request, state: AdapterSt
 
 
 def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
-    check_privacy_policy(site.settings.policy, request.settings.privacy)
+    limit = TimeLimit(site.settings.policy.maximum_wall_seconds)
     if request.settings.privacy.enabled:
         raise Refusal(
             RefusalReason.PRIVATE_TRAINING,
@@ -115,7 +128,7 @@ def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
     examples = site.tokenised(request.settings, "held_out")
     if not examples:
         raise Refusal(RefusalReason.NO_DATA, "Expected held-out examples, got none.")
-    scores = evaluate(request.settings, state, examples)
+    scores = evaluate(request.settings, state, examples, lambda _: limit.check())
     return Reply(request.run_id, request.round, "ok", scores.as_metrics())
 
 

@@ -7,11 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from typing import TYPE_CHECKING
 
 from client.contracts import Contract, ReadResult, read_contracts
 from client.examples.build import SiteExamples, build_examples
@@ -19,9 +15,9 @@ from client.policy import PolicySettings
 from client.privacy.ledger import Ledger
 from client.receipts import ReceiptLog
 from models.examples import ChatExample, Example
-from protocol.codec import decode, setting
-from protocol.errors import FoedusError
+from protocol.codec import setting
 from protocol.settings import RunSettings
+from protocol.settings_file import read_settings
 
 if TYPE_CHECKING:
     from models.tokens import Tokenised
@@ -42,7 +38,18 @@ class SiteSettings:
     )
     excluded_matters: tuple[str, ...] = setting((), doc="matters that are never read")
     identity: str = setting("", doc="file of this site's private key; for secure aggregation")
-    roster: str = setting("", doc="file of the consortium's members; for secure aggregation")
+    roster: str = setting(
+        "", doc="file of the consortium's members, signed or plain; for secure aggregation"
+    )
+    consortium: str = setting("", doc="file of the invitation; needed for a signed roster")
+    supernode_key: str = setting("", doc="file of the key by which this site's SuperNode signs")
+    passphrase_file: str = setting(
+        "", doc="file whose first line opens the keys; empty = the variable FOEDUS_PASSPHRASE"
+    )
+    superlink_port: int = setting(
+        0, minimum=0, maximum=65535, doc="the SuperNode's own port, loopback only; 0 = any free one"
+    )
+    threads: int = setting(0, minimum=0, doc="CPU threads to train with; 0 = as torch chooses")
     policy: PolicySettings = field(default_factory=PolicySettings)
 
 
@@ -56,6 +63,13 @@ class Site:
         self.state_folder = folder / settings.state
         self.identity_file = folder / settings.identity if settings.identity else None
         self.roster_file = folder / settings.roster if settings.roster else None
+        self.invitation_file = folder / settings.consortium if settings.consortium else None
+        self.supernode_key_file = (
+            folder / settings.supernode_key if settings.supernode_key else None
+        )
+        self.passphrase_file = (
+            folder / settings.passphrase_file if settings.passphrase_file else None
+        )
         self.receipts = ReceiptLog(self.state_folder / "receipts.jsonl")
         self._examples: dict[str, SiteExamples] = {}
         self._tokenised: dict[tuple[RunSettings, str], list[Tokenised]] = {}
@@ -66,15 +80,8 @@ class Site:
 
         Errors: SettingsError with everything wrong in it; FoedusError where there is no file.
         """
-        if not path.is_file():
-            raise FoedusError(f"Expected a site configuration at {path}, got no file.")
-        try:
-            loaded: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-        except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-            raise FoedusError(
-                f"Expected a site configuration in YAML at {path}, got {error}"
-            ) from error
-        return cls(decode(SiteSettings, loaded, str(path)), path.parent)
+        settings = read_settings(SiteSettings, path, "a site configuration")
+        return cls(settings, path.parent)
 
     @cached_property
     def ledger(self) -> Ledger:

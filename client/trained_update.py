@@ -1,7 +1,7 @@
-"""From a request to an update: the site's policy, its privacy budget, training, the update's steps.
+"""From a request to an update: the site's privacy budget, training, the update's steps.
 
-The order is the guarantee: first the policy may decline, then the round's cost is reserved in the
-ledger, then contracts are touched, then the cost is confirmed.
+The order is the guarantee: client.admission has let the request pass, then the round's cost is
+reserved in the ledger, then contracts are trained on, then the cost is confirmed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from client.personal import PersonalFactors
-from client.policy import check_privacy_policy
+from client.policy.time_limit import TimeLimit
 from client.privacy.accounting import Cost, noise_multiplier
 from client.privacy.ledger import RoundCost
 from client.privacy.units import data_units
@@ -44,23 +44,17 @@ def trained_update(
 ) -> TrainedUpdate:
     """Train on the site's contracts from `state`, in the way the run says and the site allows.
 
-    Errors: Refusal where policy, budget, ledger or data decline, or training diverges.
+    Errors: Refusal where budget, ledger, data or the site's time limit decline, or training
+    diverges.
     """
     run, round_ = request.settings, request.round
     method = run.federation.method
-    check_privacy_policy(site.settings.policy, run.privacy)
+    limit = TimeLimit(site.settings.policy.maximum_wall_seconds)
     adapted.load(state.tensors)
     if run.privacy.enabled:
-        result = _train_privately(site, adapted, request)
-        metrics = {"num_steps": float(result.num_steps)}
+        result = _train_privately(site, adapted, request, limit)
     else:
-        result = _train_plainly(site, adapted, request)
-        metrics = {
-            "num_examples": float(result.num_examples),
-            "num_steps": float(result.num_steps),
-            "train_loss": result.train_loss,
-            "train_seconds": result.train_seconds,
-        }
+        result = _train_plainly(site, adapted, request, limit)
     kept = personal_factors(method)
     if kept:
         PersonalFactors(site.state_folder, request.run_id).save(round_, adapted.tensors(kept))
@@ -73,7 +67,19 @@ def trained_update(
         result.train_loss,
         l2_norm(update),
     )
-    return TrainedUpdate(update, metrics)
+    return TrainedUpdate(update, training_metrics(run, result))
+
+
+def training_metrics(run: RunSettings, result: TrainingResult) -> dict[str, float]:
+    """The numbers that may be told of a training: of a private one none that the data moves."""
+    if run.privacy.enabled:
+        return {"num_steps": float(result.num_steps)}
+    return {
+        "num_examples": float(result.num_examples),
+        "num_steps": float(result.num_steps),
+        "train_loss": result.train_loss,
+        "train_seconds": result.train_seconds,
+    }
 
 
 def clipped_update(
@@ -96,10 +102,13 @@ def round_sigma(run: RunSettings) -> float:
     return noise_multiplier(privacy.target_epsilon, privacy.delta, privacy.sampling_rate, steps)
 
 
-def _train_plainly(site: Site, adapted: AdaptedModel, request: Request) -> TrainingResult:
+def _train_plainly(
+    site: Site, adapted: AdaptedModel, request: Request, limit: TimeLimit
+) -> TrainingResult:
     run, round_ = request.settings, request.round
     units = data_units(site.examples(run.task.kind).train, "none")
     cost = RoundCost(request.run_id, round_, "none", Cost(1.0, 0.0, 1), run.privacy.delta)
+    limit.check()
     reservation = site.ledger.reserve(cost, units, site.settings.policy.budget)
     result = train(
         adapted,
@@ -108,13 +117,15 @@ def _train_plainly(site: Site, adapted: AdaptedModel, request: Request) -> Train
         trained_factors(run.federation.method, round_),
         round_,
         derive_seed(run.federation.seed, "train", site.settings.name, round_),
-        on_step=_log_steps(site.settings.name),
+        on_step=_between_steps(site.settings.name, limit),
     )
     site.ledger.confirm(reservation)
     return result
 
 
-def _train_privately(site: Site, adapted: AdaptedModel, request: Request) -> TrainingResult:
+def _train_privately(
+    site: Site, adapted: AdaptedModel, request: Request, limit: TimeLimit
+) -> TrainingResult:
     run, round_, privacy = request.settings, request.round, request.settings.privacy
     examples = site.tokenised(run, "train")
     units = data_units(site.examples(run.task.kind).train, privacy.unit)
@@ -122,6 +133,7 @@ def _train_privately(site: Site, adapted: AdaptedModel, request: Request) -> Tra
         log.warning("%d examples have no matter and are left out.", units.num_left_out)
     sigma = round_sigma(run)
     cost = Cost(privacy.sampling_rate, sigma, privacy.steps_per_round)
+    limit.check()
     reservation = site.ledger.reserve(
         RoundCost(
             request.run_id, round_, privacy.unit, cost, privacy.delta, privacy.target_epsilon
@@ -138,7 +150,7 @@ def _train_privately(site: Site, adapted: AdaptedModel, request: Request) -> Tra
         round_,
         sigma,
         clip_norm=clip.before(round_) if clip else None,
-        on_step=_log_steps(site.settings.name),
+        on_step=_between_steps(site.settings.name, limit),
     )
     site.ledger.confirm(reservation)
     if clip:
@@ -169,8 +181,10 @@ class _ClipNorm:
         return values
 
 
-def _log_steps(site_name: str) -> Callable[[int, int], None]:
+def _between_steps(site_name: str, limit: TimeLimit) -> Callable[[int, int], None]:
     def on_step(done: int, planned: int) -> None:
+        if done < planned:
+            limit.check()
         if done == planned or done % 50 == 0:
             log.debug("%s: step %d of %d", site_name, done, planned)
 

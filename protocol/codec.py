@@ -38,6 +38,7 @@ def setting(
 def decode(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build `cls` from a nested mapping.
 
+    A class may say what no bound of one field can by a method `problems() -> Iterator[str]`.
     Errors: SettingsError listing every unknown key, missing key, wrong type and broken bound.
     """
     problems: list[str] = []
@@ -51,6 +52,7 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
     if not isinstance(values, Mapping):
         problems.append(f"{prefix or 'top level'}: expected a mapping, got {values!r}.")
         return None
+    known = len(problems)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
@@ -65,7 +67,12 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
             )
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{path}: missing; expected {_describe(hints[name])}.")
-    return None if problems else cls(**arguments)
+    if len(problems) > known:
+        return None
+    result = cls(**arguments)
+    if own_problems := getattr(result, "problems", None):
+        problems.extend(f"{prefix}{problem}" for problem in own_problems())
+    return result
 
 
 def _decode_value(

@@ -41,6 +41,8 @@ _SHAPE = re.compile(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}")
 
 Kind = Literal["train", "evaluate"]
 
+UNKNOWN_RUN = "0" * 32
+
 
 @dataclass(frozen=True)
 class Request:
@@ -91,6 +93,21 @@ class TrainRequest(Request):
 
 class EvaluateRequest(Request):
     """Evaluate the adapter on the site's held-out data and send back numbers."""
+
+
+def named_run(content: RecordDict) -> tuple[str, int]:
+    """Run and round that a request names, without reading anything else of it.
+
+    For a reply that refuses what cannot or must not be followed: UNKNOWN_RUN and 0 where there are
+    none. Requests of every protocol version name them so.
+    """
+    config = content.get(CONFIG)
+    if not isinstance(config, ConfigRecord):
+        return UNKNOWN_RUN, 0
+    run_id, round_ = config.get("run_id"), config.get("round")
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id) or type(round_) is not int:
+        return UNKNOWN_RUN, 0
+    return run_id, round_
 
 
 def train_request(

@@ -34,19 +34,22 @@ class SetAside:
 
 @dataclass
 class Admission:
-    """The gate of one round. `admitted`: node ids let in; `set_aside`: the others, with reasons."""
+    """The gate of one round. `admitted`: node ids let in; `set_aside`: the others, with reasons;
+    `last_reason`: why the last reply was set aside, empty where it was not."""
 
     expected: ExpectedReply
     cohort: frozenset[int]
     norm_bound_l2: float
     admitted: list[int] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
+    last_reason: str = ""
 
     def admit(self, node_id: int, message: Message) -> Reply | None:
         """The parsed reply, or None after recording why it was set aside.
 
         node_id: the node that was asked; the message must say that it comes from there.
         """
+        self.last_reason = ""
         try:
             reply = self._checked(node_id, message)
         except WireError as error:
@@ -60,6 +63,7 @@ class Admission:
         reason = RejectionReason(error.code)
         detail = str(error) if reason is RejectionReason.REFUSED_BY_SITE else ""
         self.set_aside.append(SetAside(node_id, reason, detail))
+        self.last_reason = reason.value
         log.warning("Set aside the reply of node %d (%s): %s", node_id, reason.value, error)
 
     def withdraw(self, node_id: int, error: WireError) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
+from conf.composed import composed
 from models.adapted import initial_state
 from protocol.audit_policy import AuditPolicy
 from protocol.codec import decode, setting
 from protocol.compatibility import check_compatibility
-from protocol.consortium.roster import Roster, read_roster
+from protocol.consortium.chain import load_roster
+from protocol.consortium.roster import Roster
 from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
 from protocol.secure_aggregation.graph import resolve_degree
@@ -28,14 +28,18 @@ from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import CentralEvaluation, Coordinator, Observer, RunResult
 from server.evaluation import central_evaluation, read_test_set
-from server.observer import LogObserver
+from server.observer import LogObserver, Observers
+from server.receipts.received import FILE as RECEIVED
+from server.receipts.received import Received, ReceivedLog, Unrecorded
 from server.release import release
 from server.release_gate import ReleaseGate
+from server.runs.node_names import NodeNames
+from server.runs.reported import reported
+from server.runs.words import OVERRIDES_KEY, split
 from strategies.registry import build_strategy
 
 log = logging.getLogger("foedus.server")
 
-OVERRIDES_KEY = "overrides"
 ADAPTER = "adapter"
 _WHERE = "conf/coordinate.yaml and its overrides"
 
@@ -48,6 +52,7 @@ class CoordinatorSettings:
     resume: bool = setting(False, doc="go on from the newest checkpoint in output_dir")
     test_set: str = setting("", doc="public JSONL test set for central evaluation; empty = none")
     roster: str = setting("", doc="file of the members, for secure aggregation; empty = none")
+    nodes_file: str = setting("", doc="file of the members' nodes, for their names; empty = none")
     audit_report: str = setting("", doc="leakage audit that a release must pass; empty = none")
     require_audit: bool = setting(False, doc="release nothing without a leakage audit")
     audit_policy: AuditPolicy = field(default_factory=AuditPolicy)
@@ -68,6 +73,7 @@ class Plan:
     central_evaluation: CentralEvaluation | None = None
     site_names: Mapping[int, str] = field(default_factory=dict)
     on_finished: Callable[[RunResult], None] = lambda result: None
+    received: Received = field(default_factory=Unrecorded)
 
 
 def make_app(make_plan: Callable[[Context], Plan]) -> ServerApp:
@@ -103,6 +109,7 @@ def run_plan(grid: Grid, plan: Plan) -> RunResult:
         plan.central_evaluation,
         plan.site_names,
         _roster(plan),
+        plan.received,
     )
     result = coordinator.run(initial_state(settings), resume=plan.coordinator.resume)
     history = {"run_id": result.run_id, "rounds": [r.to_json() for r in result.records]}
@@ -121,7 +128,7 @@ def _roster(plan: Plan) -> Roster | None:
             "secure_aggregation.enabled=true expects coordinator.roster=FILE, the list of members "
             "that every site holds too, got none."
         )
-    roster = read_roster(Path(plan.coordinator.roster))
+    roster = load_roster(Path(plan.coordinator.roster))
     # What is wrong for all members would else show in the first round.
     ring_of(plan.settings, len(roster.members))
     resolve_degree(len(roster.members), plan.settings.secure_aggregation.degree)
@@ -129,8 +136,15 @@ def _roster(plan: Plan) -> Roster | None:
 
 
 def plan_from_run_config(context: Context) -> Plan:
-    """Compose the configuration in conf/ with the run's overrides (words separated by spaces)."""
-    words = str(context.run_config.get(OVERRIDES_KEY, "")).split()
+    """Compose the configuration in conf/ with the run's overrides, words as in a shell.
+
+    Errors: SettingsError.
+    """
+    text = str(context.run_config.get(OVERRIDES_KEY, ""))
+    try:
+        words = split(text)
+    except ValueError as error:
+        raise SettingsError("the run's overrides", [f"{error}: {text}"]) from error
     return compose_plan(words)
 
 
@@ -146,7 +160,21 @@ def compose_plan(overrides: list[str]) -> Plan:
     if coordinator.test_set:
         examples = read_test_set(Path(coordinator.test_set), settings.task.kind)
         evaluation = central_evaluation(settings, examples)
-    return Plan(settings, coordinator, LogObserver(), evaluation)
+    names: Mapping[int, str] = {}
+    if coordinator.nodes_file and coordinator.roster:
+        names = NodeNames(Path(coordinator.nodes_file), load_roster(Path(coordinator.roster)))
+    return Plan(settings, coordinator, LogObserver(), evaluation, names)
+
+
+def checked_plan(overrides: list[str]) -> Plan:
+    """The plan, with all that can be known to be wrong before the first round found out.
+
+    Errors: SettingsError, FoedusError.
+    """
+    plan = compose_plan(overrides)
+    check_compatibility(plan.settings, _WHERE)
+    _roster(plan)
+    return plan
 
 
 def compose_settings(overrides: list[str]) -> RunSettings:
@@ -179,13 +207,10 @@ def release_finished(
 
 
 def _composed(overrides: list[str]) -> dict[str, Any]:
-    folder = Path(__file__).resolve().parent.parent / "conf"
     try:
-        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-            config: Any = OmegaConf.to_container(compose("coordinate", overrides), resolve=True)
+        return composed("coordinate", overrides)
     except HydraException as error:
         raise SettingsError(_WHERE, [str(error)]) from error
-    return dict(config)
 
 
 def _coordinator_part(config: Mapping[str, Any]) -> CoordinatorSettings:
@@ -196,4 +221,17 @@ def _run_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: config[field.name] for field in fields(RunSettings)}
 
 
-app = make_app(plan_from_run_config)
+def run_in_its_folder(grid: Grid, context: Context) -> None:
+    """What the coordinator's ServerApp does: the run of its configuration, told of in its folder.
+
+    Errors: as `run_plan`; Occupied where another process works on the same run.
+    """
+    plan = plan_from_run_config(context)
+    folder, rounds = Path(plan.coordinator.output_dir), plan.settings.federation.rounds
+    with reported(folder, context.run_id, rounds, plan.site_names) as progress:
+        observer, received = Observers(plan.observer, progress), ReceivedLog(folder / RECEIVED)
+        run_plan(grid, replace(plan, observer=observer, received=received))
+
+
+app = ServerApp()
+app.main()(run_in_its_folder)

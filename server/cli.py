@@ -13,11 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.errors import FoedusError
+from server.consortium import commands as consortium_commands
+from server.gateway import command as gateway_command
+from server.receipts import commands as receipt_commands
+from server.runs import commands as run_commands
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation.")
 
 T = TypeVar("T")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ItsConsortium = Annotated[
+    Path | None,
+    typer.Option("--consortium", help="A consortium's folder: then give the name of its run."),
+]
+
+consortium_commands.register(app)
+run_commands.register(app)
+gateway_command.register(app)
+receipt_commands.register(app)
 
 
 @app.command()
@@ -45,9 +58,12 @@ def check(
 @app.command()
 def history(
     output_dir: Annotated[Path, typer.Argument(help="The run's output folder")],
+    consortium: ItsConsortium = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the rounds of a finished run: who took part, who was set aside and why."""
+    if consortium:
+        output_dir = run_commands.run_named(consortium, str(output_dir)).path
     path = output_dir / "history.json"
     if not path.is_file():
         _fail(f"Expected {path}, got no file. Give the output folder of a finished run.")
@@ -80,13 +96,21 @@ def release(
         Path | None,
         typer.Option(help="Leakage audit of the run: `foedus client audit --json`."),
     ] = None,
+    consortium: ItsConsortium = None,
     as_json: AsJson = False,
 ) -> None:
     """Release the last checkpoint of a run whose release was refused, once its audit passes."""
     from server.app import ADAPTER, release_finished
 
     report = str(audit) if audit else ""
-    manifest = _or_exit(lambda: release_finished(output_dir, overrides or [], report))
+    if consortium:
+        if overrides:
+            _fail("Expected no overrides with --consortium, which knows those of its runs.")
+        with run_commands.released_by_hand(consortium, str(output_dir)) as run:
+            output_dir, overrides = run.path, list(run.read().overrides)
+            manifest = _or_exit(lambda: release_finished(run.path, overrides or [], report))
+    else:
+        manifest = _or_exit(lambda: release_finished(output_dir, overrides or [], report))
     if as_json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
         return

@@ -22,6 +22,7 @@ from server.admission import Admission, SetAside
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.collected import Collected
 from server.exchange import Exchange, exchange
+from server.receipts.received import Asked, Received, Unrecorded
 from server.records import RoundRecord
 from server.secure_aggregation.attempts import AttemptCounter
 from server.secure_aggregation.round import SecureRound
@@ -42,8 +43,14 @@ class Observer(Protocol):
     def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
         """A round's requests go out."""
 
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """A phase of secure aggregation asks so many sites."""
+
     def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
         """One reply was admitted or set aside."""
+
+    def checkpoint_started(self, round_: int) -> None:
+        """A round is complete and its checkpoint is about to be written."""
 
     def round_finished(self, record: RoundRecord) -> None:
         """A round is complete and its checkpoint is on disk."""
@@ -62,7 +69,7 @@ class Coordinator:
     """Runs one federation over a Flower Grid.
 
     site_names: node id -> a name for records; other nodes are shown by their id. roster: the
-    members, needed for secure aggregation.
+    members, needed for secure aggregation. received: hears of every reply.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Coordinator:
         central_evaluation: CentralEvaluation | None = None,
         site_names: Mapping[int, str] | None = None,
         roster: Roster | None = None,
+        received: Received | None = None,
     ) -> None:
         self._grid = grid
         self._settings = settings
@@ -82,8 +90,9 @@ class Coordinator:
         self._checkpoints = checkpoints
         self._observer = observer
         self._central_evaluation = central_evaluation
-        self._site_names = dict(site_names or {})
+        self._site_names = site_names or {}
         self._roster = roster
+        self._received = received or Unrecorded()
 
     def run(self, initial: AdapterState, *, resume: bool) -> RunResult:
         """All rounds, from the newest checkpoint if `resume`, else from `initial`.
@@ -101,6 +110,7 @@ class Coordinator:
                 optimizer=self._strategy.optimizer_state(),
                 records=(*progress.records, record),
             )
+            self._observer.checkpoint_started(round_)
             self._checkpoints.save(progress)
             self._observer.round_finished(record)
         return RunResult(progress.run_id, progress.state, progress.records)
@@ -111,7 +121,11 @@ class Coordinator:
         newest = self._checkpoints.load_newest()
         if newest is None:
             state = self._strategy.initial_state(initial)
-            return Checkpoint(secrets.token_hex(16), 0, state, {}, ())
+            started = Checkpoint(secrets.token_hex(16), 0, state, {}, ())
+            # Kept before anybody is asked: a run that dies in its first round goes on under the
+            # same id, so that no site trains, or spends its budget, for that round twice.
+            self._checkpoints.save(started)
+            return started
         log.info("Resuming run %s after round %d.", newest.run_id, newest.round)
         self._strategy.load_optimizer_state(newest.optimizer)
         return newest
@@ -179,9 +193,11 @@ class Coordinator:
             if reply is not None and self._fold(admission, node_id, state, reply):
                 metrics[node_id] = reply.metrics
             fold_seconds += time.monotonic() - began
+            self._record(request, node_id, message, admission)
             self._observer.reply_handled(request.round, node_id, "train", node_id in metrics)
 
-        outcome = self._ask(request, cohort, on_reply)
+        bytes_per_upload = _BYTES_PER_COORDINATE * layout_size(uploaded)
+        outcome = self._ask(request, cohort, on_reply, bytes_per_upload)
         bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
         return Collected(
             asked=outcome.asked,
@@ -189,7 +205,7 @@ class Coordinator:
             silent=outcome.silent,
             set_aside=tuple(admission.set_aside),
             metrics=metrics,
-            bytes_up=_BYTES_PER_COORDINATE * layout_size(uploaded) * len(admission.admitted),
+            bytes_up=bytes_per_upload * len(admission.admitted),
             bytes_down=bytes_per_download * len(cohort),
             fold_seconds=fold_seconds,
         )
@@ -204,9 +220,8 @@ class Coordinator:
             self._uploaded(request, state),
             self._expect_roster(),
             AttemptCounter(self._checkpoints.folder / _ATTEMPTS_FILE),
-            lambda node, admitted: self._observer.reply_handled(
-                request.round, node, "train", admitted
-            ),
+            self._observer,
+            self._received,
         ).run(cohort)
         began = time.monotonic()
         if outcome.mean is not None:
@@ -263,14 +278,15 @@ class Coordinator:
         expected = ExpectedReply("evaluate", run_id, round_, {})
         admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
         replies: dict[int, Mapping[str, float]] = {}
+        request = evaluate_request(run_id, round_, self._settings, self._download(state))
 
         def on_reply(node_id: int, message: Message) -> None:
             reply = admission.admit(node_id, message)
             if reply is not None:
                 replies[node_id] = reply.metrics
+            self._record(request, node_id, message, admission)
             self._observer.reply_handled(round_, node_id, "evaluate", reply is not None)
 
-        request = evaluate_request(run_id, round_, self._settings, self._download(state))
         self._ask(request, nodes, on_reply)
         means = {f"sites_{name}": value for name, value in _mean_by_examples(replies).items()}
         if self._central_evaluation is not None:
@@ -279,11 +295,21 @@ class Coordinator:
         named = {self._name(node): dict(metrics) for node, metrics in sorted(replies.items())}
         return means, named, len(nodes)
 
+    def _record(
+        self, request: Request, node_id: int, message: Message, admission: Admission
+    ) -> None:
+        asked = Asked(request.run_id, request.round, request.kind)
+        self._received.reply_came(asked, node_id, message, admission.last_reason)
+
     def _download(self, state: AdapterState) -> AdapterState:
         return state.subset(downloaded_factors(self._settings.federation.method))
 
     def _ask(
-        self, request: Request, nodes: list[int], on_reply: Callable[[int, Message], None]
+        self,
+        request: Request,
+        nodes: list[int],
+        on_reply: Callable[[int, Message], None],
+        reply_bytes: int = 0,
     ) -> Exchange:
         deadline = self._settings.federation.deadline_seconds
         kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
@@ -292,7 +318,7 @@ class Coordinator:
             Message(content, node, kind, group_id=str(request.round), ttl=deadline)
             for node in nodes
         ]
-        return exchange(self._grid, messages, deadline, on_reply)
+        return exchange(self._grid, messages, deadline, on_reply, reply_bytes)
 
     def _rejected(self, set_aside: Sequence[SetAside]) -> tuple[dict[str, str], ...]:
         return tuple(

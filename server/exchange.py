@@ -2,12 +2,16 @@
 
 Flower's own loop waits for everyone, keeps every reply, and sleeps three seconds between pulls.
 This one keeps nothing and ends when all have answered or the time is up.
+
+A Grid gives back every reply that is ready of those asked for, so asking for all would bring a
+whole cohort's updates into memory in a round where everyone is done. So replies are asked for in
+groups that fit a fixed room: one by one where the adapter is large, all at once where it is small.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -15,6 +19,8 @@ from flwr.serverapp import Grid
 
 _SHORTEST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.2
+# Replies that one pull may bring, in bytes; at least one, however large.
+_ROOM_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,39 +37,77 @@ def exchange(
     messages: Sequence[Message],
     deadline_seconds: float,
     on_reply: Callable[[int, Message], None],
+    reply_bytes: int = 0,
 ) -> Exchange:
     """Push `messages` and call on_reply(node id asked, reply) for every reply within the deadline.
 
-    A reply that arrives twice is handed over twice: telling duplicates apart is admission's work.
+    reply_bytes: of an honest reply's arrays; decides how many are pulled at once. A reply that
+    arrives twice is handed over twice: telling duplicates apart is admission's work. One that
+    nobody has pulled by the deadline is late, wherever it waits.
     """
     started = time.monotonic()
     give_up = started + deadline_seconds
     nodes = [message.metadata.dst_node_id for message in messages]
     pending = _push(grid, messages)
     silent_at_push = [n for n in nodes if n not in pending.values()]
+    at_once = max(1, _ROOM_BYTES // max(1, reply_bytes))
     pause = _SHORTEST_PAUSE_SECONDS
     while pending:
-        replies = list(grid.pull_messages(list(pending)))
-        for reply in replies:
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
-            on_reply(reply.metadata.src_node_id if node is None else node, reply)
-        if not pending or time.monotonic() >= give_up:
+        began = time.monotonic()
+        some_came = _sweep(grid, pending, at_once, give_up, on_reply)
+        now = time.monotonic()
+        if not pending or now >= give_up:
             break
-        if replies:
+        if some_came:
             # While replies flow, none has to wait for the next.
             pause = _SHORTEST_PAUSE_SECONDS
             continue
-        time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
+        # Asking takes at most half the time: one by one, it is a request for each site.
+        time.sleep(min(max(pause, now - began), give_up - now))
         pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
     silent = tuple(sorted([*silent_at_push, *pending.values()]))
     return Exchange(tuple(sorted(nodes)), silent, time.monotonic() - started)
 
 
+def _sweep(
+    grid: Grid,
+    pending: dict[str, int],
+    at_once: int,
+    give_up: float,
+    on_reply: Callable[[int, Message], None],
+) -> bool:
+    """Ask once for every pending reply, `at_once` of them in a pull; True where any came."""
+    some_came = False
+    waiting = list(pending)
+    for start in range(0, len(waiting), at_once):
+        for reply in _pulled(grid, waiting[start : start + at_once]):
+            some_came = True
+            node = pending.pop(reply.metadata.reply_to_message_id, None)
+            on_reply(reply.metadata.src_node_id if node is None else node, reply)
+            # Else the name would keep it alive while the next one is pulled.
+            del reply
+        if time.monotonic() >= give_up:
+            break
+    return some_came
+
+
+def _pulled(grid: Grid, message_ids: list[str]) -> Iterator[Message]:
+    """The replies that are ready, each let go of here as it is handed on."""
+    replies = list(grid.pull_messages(message_ids))
+    replies.reverse()
+    while replies:
+        yield replies.pop()
+
+
 def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
-    """Message id -> node id. One push for each message, so that ids and nodes pair for certain."""
-    pending: dict[str, int] = {}
-    for message in messages:
-        for message_id in grid.push_messages([message]):
-            if message_id:
-                pending[message_id] = message.metadata.dst_node_id
-    return pending
+    """Message id -> node id. All in one push: the ids come back in the messages' order, with
+    nothing in place of one that was not taken."""
+    message_ids = list(grid.push_messages(messages)) if messages else []
+    if len(message_ids) != len(messages):
+        # Flower gives no ids at all where a push is too large for it, and has logged that.
+        return {}
+    return {
+        message_id: message.metadata.dst_node_id
+        for message_id, message in zip(message_ids, messages, strict=True)
+        if message_id
+    }

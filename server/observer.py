@@ -1,12 +1,49 @@
-"""Run progress as log lines, for a coordinator without a terminal."""
+"""Who hears of a run's progress: several at once, and the log of a coordinator."""
 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from server.records import RoundRecord
 
+if TYPE_CHECKING:
+    # The coordinator's module loads torch; whoever only logs need not.
+    from server.coordinator import Observer
+
 log = logging.getLogger("foedus.server")
+
+
+class Observers:
+    """Several observers that hear the same, as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.round_started(round_, rounds, cohort_size)
+
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.phase_started(round_, attempt, phase, num_sites)
+
+    def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.reply_handled(round_, node_id, kind, admitted)
+
+    def checkpoint_started(self, round_: int) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.checkpoint_started(round_)
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.round_finished(record)
 
 
 class LogObserver:
@@ -16,10 +53,18 @@ class LogObserver:
         """See Observer."""
         log.info("Round %d of %d: asking %d sites.", round_, rounds, cohort_size)
 
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """See Observer."""
+        log.debug("Round %d, attempt %d: %s asks %d sites.", round_, attempt, phase, num_sites)
+
     def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
         """See Observer."""
         word = "admitted" if admitted else "set aside"
         log.info("Round %d: %s reply of node %d %s.", round_, kind, node_id, word)
+
+    def checkpoint_started(self, round_: int) -> None:
+        """See Observer."""
+        log.debug("Round %d: writing its checkpoint.", round_)
 
     def round_finished(self, record: RoundRecord) -> None:
         """See Observer."""

@@ -116,11 +116,17 @@ class _RoundsObserver:
         self._bars.update(self._round_bar, total=rounds, completed=round_ - 1, visible=True)
         self._show_sites("train", 0)
 
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """See Observer; a bar for every message would only flicker."""
+
     def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
         """See Observer."""
         self._answered[kind] = self._answered.get(kind, 0) + 1
         self._set_aside += 0 if admitted else 1
         self._show_sites(kind, self._answered[kind])
+
+    def checkpoint_started(self, round_: int) -> None:
+        """See Observer; a checkpoint here is written in a blink."""
 
     def round_finished(self, record: RoundRecord) -> None:
         """See Observer."""

@@ -27,6 +27,7 @@ from protocol.settings import RunSettings, SecureAggregationSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import Coordinator, RunResult
 from server.observer import LogObserver
+from server.receipts.received import Received
 from simulations.engines.in_process import InProcessGrid
 from strategies.registry import build_strategy
 from tests.little_sites import good_reply, little_run, little_state, little_update
@@ -180,6 +181,7 @@ def coordinate_securely(
     roster: Roster | None,
     *,
     resume: bool = False,
+    received: Received | None = None,
 ) -> RunResult:
     """A whole run by the real coordinator."""
     coordinator = Coordinator(
@@ -189,5 +191,6 @@ def coordinate_securely(
         CheckpointStore(folder / "checkpoints", run),
         LogObserver(),
         roster=roster,
+        received=received,
     )
     return coordinator.run(little_state(run), resume=resume)

@@ -19,6 +19,7 @@ from protocol.settings import AdapterSettings, RunSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import CentralEvaluation, Coordinator, RunResult
 from server.observer import LogObserver
+from server.receipts.received import Received
 from simulations.engines.in_process import InProcessGrid
 from strategies.registry import build_strategy
 from tests.small_runs import small_run
@@ -122,6 +123,7 @@ def coordinate(
     resume: bool = False,
     central_evaluation: CentralEvaluation | None = None,
     names: Sequence[str] = (),
+    received: Received | None = None,
 ) -> RunResult:
     """A whole run by the real coordinator."""
     coordinator = Coordinator(
@@ -132,5 +134,6 @@ def coordinate(
         LogObserver(),
         central_evaluation,
         dict(enumerate(names, start=1)),
+        received=received,
     )
     return coordinator.run(little_state(run), resume=resume)

@@ -29,7 +29,8 @@ from client.privacy.ledger_rows import (
     read_content,
 )
 from client.privacy.units import DataUnits
-from client.receipts import GENESIS, ReceiptLog
+from client.receipts import ReceiptLog
+from protocol.chained_lines import GENESIS
 from protocol.errors import FoedusError, Refusal
 from protocol.reasons import RefusalReason
 

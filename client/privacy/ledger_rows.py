@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from client.privacy.accounting import Cost
 from client.privacy.units import DataUnits, dataset_digest
-from client.receipts import GENESIS
+from protocol.chained_lines import GENESIS
 from protocol.errors import Refusal
 from protocol.reasons import RefusalReason
 

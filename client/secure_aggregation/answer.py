@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from flwr.app import RecordDict
 
+from client.admission import admit_request, admit_session
 from client.egress import release_phase
+from client.enrolment.trusted_roster import trusted_roster
 from client.rounds import place_of
 from client.secure_aggregation.kept_update import KeptUpdate, UpdateStore
 from client.secure_aggregation.memory import MemoryStore, RunMemory
@@ -16,7 +19,7 @@ from client.secure_aggregation.trainer import ModelTrainer, Trainer
 from client.site import Site
 from protocol.adapter import Layout, layout_size
 from protocol.consortium.identity import load_identity
-from protocol.consortium.roster import read_roster
+from protocol.consortium.passphrase import read_passphrase
 from protocol.errors import FoedusError, Refusal, WireError
 from protocol.messages import ARRAYS, CONFIG, Request
 from protocol.reasons import RefusalReason
@@ -79,11 +82,26 @@ def answer_phase(
     return release_phase(reply, phase, session, num_masked_bytes, site.receipts, site.ledger.head)
 
 
+def decline_phase(site: Site, content: RecordDict, refusal: Refusal) -> RecordDict:
+    """The reply to a message of a session that is not to be followed, whatever it asks.
+
+    Errors: client.egress.NoReceipt; then nothing may leave.
+    """
+    try:
+        phase, session = read_header(content)
+    except WireError:
+        phase, session = _UNKNOWN
+    log.warning("Refused a %s request (%s): %s", phase, refusal.code, refusal)
+    reply = refusal_content(phase, session, refusal.code)
+    return release_phase(reply, phase, session, 0, site.receipts, site.ledger.head)
+
+
 class _Answers:
     """One site's answers in one session. num_masked_bytes: what the agreed layout takes, once a
     masked input was asked for."""
 
     def __init__(self, site: Site, session: SessionId, trainer: Trainer) -> None:
+        self._site = site
         self._part = _part_of(site)
         self._session = session
         self._trainer = trainer
@@ -103,6 +121,8 @@ class _Answers:
         """A phase without training. What it changes is on disk before its reply leaves."""
         if set(content) != {SECURE}:
             raise Refusal(RefusalReason.MALFORMED_REQUEST, "Expected one record in this phase.")
+        if phase is Phase.ADVERTISE:
+            admit_session(self._site, self._session.run_id)
         step = self._step(content, phase)
         with self._store.locked():
             memory, reply = step(self._store.load())
@@ -134,6 +154,7 @@ class _Answers:
         if set(rest) != {ARRAYS, CONFIG}:
             raise Refusal(RefusalReason.MALFORMED_REQUEST, "Expected a train request beside it.")
         request = Request.from_content(rest, "train")
+        admit_request(self._site, request)
         uploaded = self._trainer.uploaded(request)
         bits = request.settings.secure_aggregation.bits
         self.num_masked_bytes = packed_size(layout_size(uploaded) + 1, bits)
@@ -144,7 +165,9 @@ class _Answers:
             self._store.save(memory)
         update = self._update(request, memory.task_digest)
         packed = self._part.masked_input(memory, update.values, update.weight)
-        return MaskedInputReply(masked.session, packed, update.train_seconds)
+        tells_time = self._site.settings.policy.lets_out("train_seconds")
+        seconds = update.train_seconds if tells_time else 0.0
+        return MaskedInputReply(masked.session, packed, seconds)
 
     def _update(self, request: Request, digest: str) -> KeptUpdate:
         known = self._updates.load(request.round, digest)
@@ -179,8 +202,10 @@ def _part_of(site: Site) -> SitePart:
             "Expected `identity` and `roster` in site.yaml, as the run aggregates securely, got "
             "none. Make an identity, have it entered in the consortium's roster, and name both."
         )
+    trusted = trusted_roster(site.roster_file, site.invitation_file, time.time())
     return SitePart(
-        load_identity(site.identity_file),
-        read_roster(site.roster_file),
+        load_identity(site.identity_file, read_passphrase(site.passphrase_file)),
+        trusted.roster,
         max(FEWEST_SITES, site.settings.policy.minimum_cohort),
+        trusted.digests,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from client.policy import check_aggregation_policy
 from client.secure_aggregation.memory import MemoryStore
 from client.site import Site
 from protocol.errors import Refusal
@@ -11,9 +10,8 @@ from protocol.reasons import RefusalReason
 
 
 def refuse_readable_update(site: Site, request: Request) -> None:
-    """Errors: Refusal(POLICY) where the site's policy, the run's own settings or an earlier secure
-    round of the run say that nobody but the site reads its update."""
-    check_aggregation_policy(site.settings.policy, request.settings)
+    """Errors: Refusal(POLICY) where the run's own settings or an earlier secure round of the run
+    say that nobody but the site reads its update. What the site's policy says: client.policy."""
     masked_before = MemoryStore(site.state_folder, request.run_id).exists()
     if request.settings.secure_aggregation.enabled or masked_before:
         raise Refusal(

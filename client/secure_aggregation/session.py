@@ -69,7 +69,8 @@ class UnopenedBoxes(Refusal):
 
 @dataclass(frozen=True)
 class SitePart:
-    """What a site brings to every session. minimum_cohort: of its policy.
+    """What a site brings to every session. minimum_cohort: of its policy. roster_digests: rosters
+    that a session may be held under beside `roster`, which alone says whose keys count.
 
     make_keys, rounding and add_masks: where secrets, the coins of stochastic rounding and masks
     come from; never set but in tests.
@@ -78,6 +79,7 @@ class SitePart:
     identity: Identity
     roster: Roster
     minimum_cohort: int = FEWEST_SITES
+    roster_digests: frozenset[str] = frozenset()
     make_keys: Callable[[], SessionKeys] = SessionKeys.generate
     rounding: RandomBytes | None = None
     add_masks: Callable[[RingArray, Sequence[tuple[bytes, int]], int], None] = add_masks_into
@@ -239,11 +241,12 @@ class SitePart:
         return opened
 
     def _expect_own_roster(self, terms: Terms) -> None:
-        if terms.roster_digest != self.roster.digest:
+        if terms.roster_digest not in self.roster_digests | {self.roster.digest}:
             raise Refusal(
                 RefusalReason.UNKNOWN_MEMBER,
                 f"Expected the roster {self.roster.digest[:12]}…, the coordinator has "
-                f"{terms.roster_digest[:12]}…. Both must hold the same file.",
+                f"{terms.roster_digest[:12]}…. Both must hold the same file, or this site a newer "
+                "version of it.",
             )
         self.roster.member(self.identity.member_id)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
+from protocol.consortium.private_pem import (
+    from_private_pem,
+    read_private_file,
+    to_private_pem,
+)
 from protocol.errors import FoedusError
 from protocol.files import write_atomically
 
@@ -66,14 +62,7 @@ class Identity:
     @classmethod
     def from_pem(cls, data: bytes, passphrase: bytes | None = None) -> Identity:
         """Read PKCS #8 PEM. Errors: FoedusError where it is no Ed25519 key or does not open."""
-        try:
-            private = load_pem_private_key(data, passphrase)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise FoedusError(
-                "Expected an Ed25519 private key as PKCS #8 PEM (with its passphrase where it has "
-                "one), got something that does not open. Was it made for foedus, and is the "
-                "passphrase right?"
-            ) from error
+        private = from_private_pem(data, passphrase)
         if not isinstance(private, Ed25519PrivateKey):
             raise FoedusError(
                 f"Expected an Ed25519 private key, got {type(private).__name__}. "
@@ -83,10 +72,7 @@ class Identity:
 
     def to_pem(self, passphrase: bytes | None = None) -> bytes:
         """PKCS #8 PEM, encrypted where a passphrase is given."""
-        encryption: KeySerializationEncryption = (
-            BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
-        )
-        return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        return to_private_pem(self._private, passphrase)
 
     @property
     def public_key(self) -> bytes:
@@ -99,7 +85,7 @@ class Identity:
         return member_id_of(self.public_key)
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes. Sign only what protocol.secure_aggregation.transcript gives."""
+        """64 bytes. Sign only what encode_fields made, under a label of its own."""
         return self._private.sign(message)
 
     def __repr__(self) -> str:
@@ -133,16 +119,7 @@ def load_identity(path: Path, passphrase: bytes | None = None) -> Identity:
 
     Errors: FoedusError where it is missing, readable by others, or no Ed25519 key.
     """
-    try:
-        mode = path.stat().st_mode
-        data = path.read_bytes()
-    except OSError as error:
-        raise FoedusError(f"Expected an identity at {path}: {error.strerror}.") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise FoedusError(
-            f"Expected {path} to be readable by its owner only (0600), its mode is "
-            f"{stat.S_IMODE(mode):04o}. Run chmod 600 on it, and think about who has read it."
-        )
+    data = read_private_file(path, "an identity")
     try:
         return Identity.from_pem(data, passphrase)
     except FoedusError as error:

@@ -16,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from protocol.consortium.documents import NAME_RULE, is_name
 from protocol.consortium.identity import PUBLIC_KEY_BYTES, is_weak_key, member_id_of
 from protocol.errors import FoedusError, SettingsError, WireError
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.encoding import encode_fields
 
 SCHEMA = 1
-MAX_NAME_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,16 @@ def _check_keys(
 
 def _roster_problems(roster: Roster) -> list[str]:
     problems = []
-    if not _is_name(roster.consortium):
-        problems.append(f"consortium: expected {_NAME_RULE}, got {roster.consortium!r}.")
+    if not is_name(roster.consortium):
+        problems.append(f"consortium: expected {NAME_RULE}, got {roster.consortium!r}.")
     if roster.version < 1:
         problems.append(f"version: expected 1 or more, got {roster.version}.")
     if not roster.members:
         problems.append("members: expected at least one, got none.")
     for position, member in enumerate(roster.members):
         where = f"members[{position}] ({member.name!r})"
-        if not _is_name(member.name):
-            problems.append(f"{where}: expected {_NAME_RULE} as its name.")
+        if not is_name(member.name):
+            problems.append(f"{where}: expected {NAME_RULE} as its name.")
         if len(member.public_key) != PUBLIC_KEY_BYTES:
             problems.append(
                 f"{where}: expected a public key of {PUBLIC_KEY_BYTES} bytes, got "
@@ -188,13 +188,6 @@ def _roster_problems(roster: Roster) -> list[str]:
     problems += _duplicates("name", (member.name for member in roster.members))
     problems += _duplicates("public key", (m.public_key.hex() for m in roster.members))
     return problems
-
-
-_NAME_RULE = f"1 to {MAX_NAME_CHARACTERS} printable characters, without spaces around them"
-
-
-def _is_name(name: str) -> bool:
-    return 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable() and name == name.strip()
 
 
 def _duplicates(what: str, values: Iterable[str]) -> list[str]:

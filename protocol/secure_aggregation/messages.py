@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from protocol.errors import FoedusError, WireError
 from protocol.reasons import RejectionReason
+from protocol.records import arrays_of
 from protocol.secure_aggregation.keys import Advertisement
 from protocol.secure_aggregation.shares import BOX_BYTES, SHARE_BYTES
 from protocol.secure_aggregation.wire import (
@@ -202,7 +203,7 @@ class MaskedInputReply:
         demand(math.isfinite(seconds) and seconds >= 0, "train_seconds of 0 or more")
         record = content[MASKED]
         demand(isinstance(record, ArrayRecord) and set(record) == {MASKED}, "one masked array")
-        array = content.array_records[MASKED][MASKED]
+        array = arrays_of(content, MASKED)[MASKED]
         if array.stype != _STYPE or array.dtype != "uint8":
             raise WireError(
                 RejectionReason.WRONG_DTYPE,

@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from protocol.errors import WireError
 from protocol.reasons import RefusalReason, RejectionReason
+from protocol.records import arrays_of, config_of
 from protocol.secure_aggregation.encoding import encode_fields
 from protocol.secure_aggregation.ring import RingParameters
 from protocol.secure_aggregation.transcript import SessionContext
@@ -44,6 +45,16 @@ class Phase(StrEnum):
     MASKED_INPUT = "masked_input"
     CONFIRM = "confirm"
     UNMASK = "unmask"
+
+
+# Shares of the round's deadline: training takes long, the other phases a message each.
+DEADLINE_SHARES: Mapping[Phase, float] = {
+    Phase.ADVERTISE: 0.1,
+    Phase.SHARE: 0.1,
+    Phase.MASKED_INPUT: 0.6,
+    Phase.CONFIRM: 0.1,
+    Phase.UNMASK: 0.1,
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,7 @@ def signed_statement(request: RecordDict, reply: RecordDict) -> bytes:
 
 def with_signature(reply: RecordDict, signature: bytes) -> RecordDict:
     """The reply that may leave."""
-    record = reply.config_records[SECURE]
+    record = config_of(reply, SECURE)
     signed = RecordDict({SECURE: ConfigRecord({**dict(record), _SIGNATURE: signature})})
     if MASKED in reply:
         signed[MASKED] = reply[MASKED]
@@ -149,7 +160,7 @@ def with_signature(reply: RecordDict, signature: bytes) -> RecordDict:
 
 def signature_of(reply: RecordDict) -> bytes:
     """The signature (64 bytes) of a reply that was parsed."""
-    signature = reply.config_records[SECURE][_SIGNATURE]
+    signature = config_of(reply, SECURE)[_SIGNATURE]
     return signature if isinstance(signature, bytes) else b""
 
 
@@ -159,12 +170,12 @@ def message_digest(content: RecordDict) -> bytes:
     The TrainRequest beside a masked input's request is bound by the terms' task digest instead.
     """
     total = hashlib.sha256()
-    for name, value in sorted(content.config_records[SECURE].items()):
+    for name, value in sorted(config_of(content, SECURE).items()):
         if name != _SIGNATURE:
             data = value if isinstance(value, bytes) else repr(value).encode()
             total.update(encode_fields("field", name, type(value).__name__, data))
     if MASKED in content:
-        total.update(hashlib.sha256(content.array_records[MASKED][MASKED].data).digest())
+        total.update(hashlib.sha256(arrays_of(content, MASKED)[MASKED].data).digest())
     return total.digest()
 
 
@@ -203,7 +214,7 @@ def read_values(
     found, session = read_header(content)
     if found is not phase:
         raise WireError(RejectionReason.WRONG_PHASE, f"Expected {phase}, got {found}.")
-    values = {k: v for k, v in content.config_records[SECURE].items() if k not in _HEADER}
+    values = {k: v for k, v in config_of(content, SECURE).items() if k not in _HEADER}
     if set(values) != set(kinds):
         unlike = sorted(set(values) ^ set(kinds))
         raise WireError(RejectionReason.MALFORMED, f"Unknown or missing keys {unlike}.")
@@ -225,7 +236,7 @@ def read_reply(
     """
     found, session = read_header(content)
     _expect_session(found, phase, session, expected)
-    record = content.config_records[SECURE]
+    record = config_of(content, SECURE)
     status = record.get("status")
     if status != "ok":
         demand(set(content) == {SECURE}, "nothing beside a refusal")

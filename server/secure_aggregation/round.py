@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -26,6 +27,7 @@ from protocol.secure_aggregation.messages import (
 )
 from protocol.secure_aggregation.task import ring_of, task_digest
 from protocol.secure_aggregation.wire import (
+    DEADLINE_SHARES,
     SECURE,
     Phase,
     RefusedBySite,
@@ -35,24 +37,25 @@ from protocol.secure_aggregation.wire import (
 )
 from server.admission import SetAside
 from server.exchange import exchange
+from server.receipts.received import Asked, Received, Unrecorded
 from server.secure_aggregation.attempts import AttemptCounter
 from server.secure_aggregation.gate import PhaseGate
 from server.secure_aggregation.session import FEWEST_SITES, Abandoned, CoordinatorSession
 
 log = logging.getLogger("foedus.server")
 
-# Shares of the round's deadline: training takes long, the other phases a message each.
-DEADLINE_SHARES: Mapping[Phase, float] = {
-    Phase.ADVERTISE: 0.1,
-    Phase.SHARE: 0.1,
-    Phase.MASKED_INPUT: 0.6,
-    Phase.CONFIRM: 0.1,
-    Phase.UNMASK: 0.1,
-}
 # A site clips in float32; see server.admission.
 _NORM_TOLERANCE = 1e-5
 
-OnMaskedInput = Callable[[int, bool], None]
+
+class RoundObserver(Protocol):
+    """Hears of a round as it goes on; see server.coordinator.Observer."""
+
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """A phase asks so many sites."""
+
+    def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
+        """One masked input was admitted or set aside."""
 
 
 @dataclass
@@ -77,7 +80,7 @@ class SecureOutcome:
 
 
 class SecureRound:
-    """One round. uploaded: the layout of an update. on_masked_input hears (node, admitted)."""
+    """One round. uploaded: the layout of an update; received: hears of every reply."""
 
     def __init__(
         self,
@@ -86,7 +89,8 @@ class SecureRound:
         uploaded: Layout,
         roster: Roster,
         counter: AttemptCounter,
-        on_masked_input: OnMaskedInput,
+        observer: RoundObserver,
+        received: Received | None = None,
     ) -> None:
         self._grid = grid
         self._request = request
@@ -94,7 +98,8 @@ class SecureRound:
         self._uploaded = uploaded
         self._roster = roster
         self._counter = counter
-        self._on_masked_input = on_masked_input
+        self._observer = observer
+        self._received = received or Unrecorded()
         self._train_content = request.to_content()
         self._task_digest = task_digest(request, uploaded)
 
@@ -155,6 +160,8 @@ class SecureRound:
         on_reply: Callable[[int, Message], None],
     ) -> tuple[int, ...]:
         """Send a phase's requests and hand over the replies; returns who stayed silent."""
+        name = session.session
+        self._observer.phase_started(name.round, name.attempt, phase.value, len(requests))
         deadline = DEADLINE_SHARES[phase] * self._settings.federation.deadline_seconds
         kind = MessageType.TRAIN if phase is Phase.MASKED_INPUT else MessageType.QUERY
         group = str(session.session.round)
@@ -162,7 +169,8 @@ class SecureRound:
             Message(content, node, kind, group_id=group, ttl=deadline)
             for node, content in requests.items()
         ]
-        return exchange(self._grid, messages, deadline, on_reply).silent
+        reply_bytes = session.num_masked_bytes if phase is Phase.MASKED_INPUT else 0
+        return exchange(self._grid, messages, deadline, on_reply, reply_bytes).silent
 
     def beside_training(self, content: RecordDict) -> RecordDict:
         """The records of a masked input's request: its own, and the TrainRequest's."""
@@ -181,9 +189,14 @@ class SecureRound:
             session.session, phase, requests, self._roster, member_of, session.num_masked_bytes
         )
 
+    def record(self, phase: Phase, node: int, message: Message, reason: str) -> None:
+        """Keep that a reply came. reason: why it was set aside. Errors: FoedusError."""
+        asked = Asked(self._request.run_id, self._request.round, "train", phase)
+        self._received.reply_came(asked, node, message, reason)
+
     def hear_masked_input(self, node: int, admitted: bool) -> None:
         """Tell whoever watches the run."""
-        self._on_masked_input(node, admitted)
+        self._observer.reply_handled(self._request.round, node, "train", admitted)
 
     def checked_mean(
         self, session: CoordinatorSession, mean: FloatArray, weight: int
@@ -270,15 +283,18 @@ class _Attempt:
 
         def on_reply(node: int, message: Message) -> None:
             began = time.monotonic()
+            reason = ""
             try:
                 gate.admit(node, message, self._take)
                 answered.add(node)
                 outcome.bytes_up += content_size(message.content)
             except WireError as error:
+                reason = error.code
                 self._set_aside(node, phase, error)
                 for member in error.blamed if isinstance(error, RefusedBySite) else ():
                     self._blamed_by.setdefault(member, set()).add(node)
             outcome.server_seconds += time.monotonic() - began
+            self._round.record(phase, node, message, reason)
             if phase is Phase.MASKED_INPUT:
                 self._round.hear_masked_input(node, node in answered)
 

@@ -24,7 +24,7 @@ from benchmarks.dp_step import (
     time_cell,
     warm_up,
 )
-from benchmarks.dp_step_memory import PeakMemory, can_measure, measure
+from benchmarks.dp_step_memory import PeakMemory, measure
 from benchmarks.dp_step_ways import (
     FUNCTORCH,
     GHOST,
@@ -43,6 +43,7 @@ from benchmarks.dp_step_ways import (
     way_for,
     work_for,
 )
+from benchmarks.peak_memory import can_measure
 from client.training.loop import _step
 from client.training.private import _PrivateStep
 from models.tokens import IGNORED

@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from client.audit_command import _read_settings
 from client.cli import app
+from client.run_settings import read_run_settings
 from protocol.audit_policy import AuditPolicy, audited_settings_digest
 from protocol.codec import encode, flatten
 from protocol.settings import PrivacySettings, RunSettings
@@ -79,7 +79,7 @@ def test_settings_are_read_nested_and_as_server_check_prints_them(tmp_path: Path
     for name, values in (("nested", nested), ("flat", flatten(nested))):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(values))
-        assert _read_settings(path) == RUN
+        assert read_run_settings(path) == RUN
 
 
 @pytest.mark.slow

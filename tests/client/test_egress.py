@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.egress import EgressGuard, content_digest
+from client.egress import EgressGuard, NoReceipt
+from client.policy import PolicySettings
 from client.receipts import ReceiptLog
 from protocol.adapter import FloatArray
 from protocol.flat_array import FLAT
 from protocol.messages import ARRAYS, CONFIG, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason
+from protocol.reply_facts import reply_facts
 from tests.small_runs import RUN_ID
 
 LAYOUT = {"m.x.lora_B.weight": (7, 2), "m.head.weight": (3, 6)}
@@ -38,7 +40,7 @@ def receipts(tmp_path: Path) -> ReceiptLog:
 
 
 def test_an_agreed_reply_leaves_as_it_is_with_a_receipt(receipts: ReceiptLog) -> None:
-    content = EgressGuard(EXPECTED, 1.0, receipts).release(reply())
+    content = EgressGuard(EXPECTED, 1.0, PolicySettings()).release(reply(), receipts)
     parsed = EXPECTED.parse(content)
     np.testing.assert_array_equal(parsed.update["m.head.weight"], update()["m.head.weight"])
     (receipt,) = receipts.verify()
@@ -48,9 +50,9 @@ def test_an_agreed_reply_leaves_as_it_is_with_a_receipt(receipts: ReceiptLog) ->
         1,
         "ok",
     )
-    digest, num_bytes = content_digest(content)
-    assert receipt.digest == digest
-    assert receipt.num_bytes == num_bytes > 4 * 32
+    facts = reply_facts(content, "train")
+    assert receipt.digest == facts.digest
+    assert receipt.num_bytes == facts.num_bytes > 4 * 32
 
 
 BAD: dict[str, dict[str, Any]] = {
@@ -78,7 +80,7 @@ BAD: dict[str, dict[str, Any]] = {
 def test_what_was_not_agreed_becomes_a_refusal_code_and_nothing_else(
     receipts: ReceiptLog, what: str
 ) -> None:
-    content = EgressGuard(EXPECTED, 2.0, receipts).release(reply(**BAD[what]))
+    content = EgressGuard(EXPECTED, 2.0, PolicySettings()).release(reply(**BAD[what]), receipts)
     assert set(content) == {CONFIG, METRICS}
     assert dict(content[METRICS]) == {}
     config = content.config_records[CONFIG]
@@ -92,15 +94,15 @@ def test_what_was_not_agreed_becomes_a_refusal_code_and_nothing_else(
 def test_the_bound_is_met_by_an_update_exactly_on_it(receipts: ReceiptLog) -> None:
     on_bound = {name: np.zeros(shape, np.float32) for name, shape in LAYOUT.items()}
     on_bound["m.head.weight"][0, :2] = [3.0, 4.0]
-    guard = EgressGuard(EXPECTED, 5.0, receipts)
-    assert ARRAYS in guard.release(reply(update=on_bound))
+    guard = EgressGuard(EXPECTED, 5.0, PolicySettings())
+    assert ARRAYS in guard.release(reply(update=on_bound), receipts)
     on_bound["m.head.weight"][0, 1] = np.nextafter(np.float32(4), np.float32(5))
-    assert ARRAYS not in guard.release(reply(update=on_bound))
+    assert ARRAYS not in guard.release(reply(update=on_bound), receipts)
 
 
 def test_an_honest_refusal_leaves_with_its_own_code(receipts: ReceiptLog) -> None:
     refusal = Reply(RUN_ID, 1, RefusalReason.NO_DATA)
-    content = EgressGuard(EXPECTED, 1.0, receipts).release(refusal)
+    content = EgressGuard(EXPECTED, 1.0, PolicySettings()).release(refusal, receipts)
     assert content.config_records[CONFIG]["status"] == "no_data"
     assert [receipt.status for receipt in receipts.verify()] == ["no_data"]
 
@@ -112,38 +114,11 @@ def test_nothing_leaves_where_no_receipt_can_be_written(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        EgressGuard(EXPECTED, 1.0, receipts).release(reply())
-
-
-def test_the_digest_covers_every_number_and_every_byte_that_leaves() -> None:
-    first = reply().to_content()
-    digest, _ = content_digest(first)
-    assert content_digest(reply().to_content())[0] == digest
-    small = update(
-        **{"m.head.weight": np.full((3, 6), np.nextafter(np.float32(0.1), np.float32(1)))}
-    )
-    others = [
-        reply(update=small),
-        reply(metrics={"num_examples": 4.0}),
-        reply(metrics={"num_examples": 3.0, "train_loss": 0.0}),
-        reply(round=2),
-        reply(run_id="f" * 32),
-        reply(status="policy"),
-    ]
-    digests = {content_digest(other.to_content())[0] for other in others}
-    assert len(digests) == len(others) and digest not in digests
-
-
-def test_the_digest_can_be_recomputed_by_hand_from_what_was_sent() -> None:
-    content = Reply(RUN_ID, 1, "ok", {"num_examples": 3.0}, update()).to_content()
-    lines = [f"config.{k}={v!r}\n" for k, v in sorted(content.config_records[CONFIG].items())]
-    lines += [f"metrics.{k}={v!r}\n" for k, v in sorted(content.metric_records[METRICS].items())]
-    data = content.array_records[ARRAYS][FLAT].data
-    assert content_digest(content)[0] == hashlib.sha256("".join(lines).encode() + data).hexdigest()
+    with pytest.raises(NoReceipt):
+        EgressGuard(EXPECTED, 1.0, PolicySettings()).release(reply(), receipts)
 
 
 def test_a_receipt_names_where_the_privacy_ledger_stood(receipts: ReceiptLog) -> None:
-    EgressGuard(EXPECTED, 1.0, receipts).release(reply())
-    EgressGuard(EXPECTED, 1.0, receipts, lambda: "7:ab").release(reply())
+    EgressGuard(EXPECTED, 1.0, PolicySettings()).release(reply(), receipts)
+    EgressGuard(EXPECTED, 1.0, PolicySettings()).release(reply(), receipts, lambda: "7:ab")
     assert [receipt.ledger for receipt in receipts.verify()] == ["", "7:ab"]

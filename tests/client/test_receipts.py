@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.receipts import GENESIS, Receipt, ReceiptLog
+from client.receipts import Receipt, ReceiptLog
+from protocol.chained_lines import GENESIS
 from protocol.errors import FoedusError
 from tests.small_runs import RUN_ID
 

@@ -27,6 +27,7 @@ from protocol.secure_aggregation.transcript import advertisement_to_sign
 from protocol.secure_aggregation.wire import MASKED, SECURE, Phase, SessionId
 from protocol.settings import RunSettings
 from server.coordinator import RunResult
+from server.observer import LogObserver
 from server.records import RoundRecord
 from server.secure_aggregation.attempts import AttemptCounter
 from server.secure_aggregation.round import SecureRound
@@ -429,7 +430,7 @@ def test_a_round_that_was_opened_is_not_opened_again_for_fewer_sites(tmp_path: P
     request = Request("train", run_id, 1, run, state.subset(downloaded_factors("ffa")))
     outcome = SecureRound(
         grid, request, LittleTrainer(1).uploaded(request), sites.roster,
-        AttemptCounter(path / "secure_attempts.json"), lambda node, admitted: None,
+        AttemptCounter(path / "secure_attempts.json"), LogObserver(),
     ).run([1, 2, 3])  # fmt: skip
     assert outcome.mean is None and outcome.survivors == ()
     assert {str(aside.detail) for aside in outcome.set_aside} == {"masked_input: wrong_phase"}

@@ -1,0 +1,216 @@
+"""Consent to runs: what a run would do, written down for people, and what they decided.
+
+One file a run, state/consent/RUN_ID.json, holds every form in which the coordinator has asked for
+it. A decision is bound to the digest of the settings and the base model: who changes them under
+the same run id has to ask again. Nothing here touches contracts or the privacy ledger.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from protocol.codec import encode
+from protocol.errors import FoedusError, Refusal
+from protocol.files import write_atomically
+from protocol.messages import Request
+from protocol.reasons import RefusalReason
+from protocol.settings import RunSettings
+
+_SCHEMA = 1
+_OWNER_ONLY = 0o600
+_POLL_SECONDS = 0.25
+
+
+class Decision(StrEnum):
+    """What people have said to a run."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One form of a run. digest: of its settings and base model; summary: what people decide on;
+    asked, decided: ISO 8601, UTC; deadline_seconds: of a round."""
+
+    digest: str
+    asked: str
+    summary: dict[str, Any]
+    deadline_seconds: float
+    decision: Decision = Decision.PENDING
+    decided: str = ""
+
+
+class ConsentBook:
+    """All runs that this site was asked to take part in, in its state folder."""
+
+    def __init__(self, state_folder: Path) -> None:
+        self.folder = state_folder / "consent"
+
+    def ask(self, request: Request) -> Asked:
+        """What was decided on the run in this form; written down as pending where it is new.
+
+        Errors: FoedusError where the run's file is damaged; OSError.
+        """
+        digest = consent_digest(request)
+        with self._alone():
+            forms = self._read(request.run_id)
+            found = next((form for form in forms if form.digest == digest), None)
+            if found is None:
+                run = request.settings
+                found = Asked(digest, _now(), summary(request), run.federation.deadline_seconds)
+                self._write(request.run_id, [*forms, found])
+        return found
+
+    def newest(self, run_id: str) -> Asked | None:
+        """The form that was asked for last. Errors: FoedusError where the file is damaged."""
+        forms = self._read(run_id)
+        return forms[-1] if forms else None
+
+    def all(self) -> dict[str, Asked]:
+        """The newest form of every run, the longest known first. Errors: as `newest`."""
+        runs = sorted(path.stem for path in self.folder.glob("*.json"))
+        known = {run_id: form for run_id in runs if (form := self.newest(run_id)) is not None}
+        return dict(sorted(known.items(), key=lambda item: item[1].asked))
+
+    def decide(self, run_id: str, digest: str, decision: Decision) -> Asked:
+        """Write down what people say to the form they have seen.
+
+        Errors: FoedusError where another form was asked for meanwhile.
+        """
+        with self._alone():
+            forms = self._read(run_id)
+            if not forms or forms[-1].digest != digest:
+                raise FoedusError(
+                    f"Run {run_id[:8]} was asked for with other settings meanwhile. "
+                    "Look at it again before you decide."
+                )
+            decided = replace(forms[-1], decision=decision, decided=_now())
+            self._write(run_id, [*forms[:-1], decided])
+        return decided
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / "lock").open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+    def _read(self, run_id: str) -> list[Asked]:
+        try:
+            text = self._path(run_id).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        try:
+            values = json.loads(text)
+            if values["schema"] != _SCHEMA:
+                raise ValueError("schema")
+            return [Asked(**{**f, "decision": Decision(f["decision"])}) for f in values["forms"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FoedusError(
+                f"Expected this site's decisions on a run in {self._path(run_id)}, got a damaged "
+                "file. Delete it to be asked again."
+            ) from error
+
+    def _write(self, run_id: str, forms: list[Asked]) -> None:
+        values = {"schema": _SCHEMA, "run_id": run_id, "forms": [asdict(form) for form in forms]}
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self._path(run_id), text.encode(), mode=_OWNER_ONLY)
+
+
+class ConsentDesk:
+    """Lets requests wait for people. wait_seconds: at most; 0 declines at once."""
+
+    def __init__(self, book: ConsentBook, wait_seconds: float) -> None:
+        self._book = book
+        self._wait_seconds = wait_seconds
+
+    def require(self, request: Request) -> None:
+        """Return once the run is approved in this form.
+
+        Waits up to half a round's deadline, so that the answer still arrives. Errors:
+        Refusal(CONSENT_PENDING, CONSENT_DENIED); FoedusError where the run's file is damaged.
+        """
+        patience = min(self._wait_seconds, request.settings.federation.deadline_seconds / 2)
+        self._until_decided(request.run_id, lambda: self._book.ask(request), patience)
+
+    def require_again(self, run_id: str, phase_share: float) -> None:
+        """The same, of a message that tells no settings: a run that was never asked for passes.
+
+        phase_share: the message's part of a round's deadline. Errors: as `require`.
+        """
+        newest = self._book.newest(run_id)
+        if newest is not None:
+            patience = min(self._wait_seconds, newest.deadline_seconds * phase_share / 2)
+            self._until_decided(run_id, lambda: self._book.newest(run_id) or newest, patience)
+
+    def _until_decided(self, run_id: str, look: Callable[[], Asked], patience: float) -> None:
+        give_up = time.monotonic() + patience
+        while (asked := look()).decision is Decision.PENDING:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                raise Refusal(
+                    RefusalReason.CONSENT_PENDING,
+                    f"Run {run_id} waits for your decision: foedus client approve {run_id[:8]}",
+                )
+            time.sleep(min(_POLL_SECONDS, left))
+        if asked.decision is Decision.DENIED:
+            raise Refusal(RefusalReason.CONSENT_DENIED, f"Run {run_id} was denied at this site.")
+
+
+def consent_digest(request: Request) -> str:
+    """SHA-256 (hex) of all settings of a run and the base model it names."""
+    form = {"settings": encode(request.settings), "base_digest": request.state.base_digest}
+    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
+
+
+def summary(request: Request) -> dict[str, Any]:
+    """What people need to know of a run before they let it use their contracts."""
+    run = request.settings
+    return {
+        "task": run.task.kind,
+        "labels": list(run.task.labels),
+        "model": run.model.id,
+        "base_digest": request.state.base_digest,
+        "method": run.federation.method,
+        "rank": run.adapter.rank,
+        "targets": list(run.adapter.targets),
+        "rounds": run.federation.rounds,
+        "work in a round": _work(run),
+        "privacy": _privacy(run),
+        "secure aggregation": run.secure_aggregation.enabled,
+        "sites asked at least": run.federation.min_cohort,
+        "deadline of a round, s": run.federation.deadline_seconds,
+    }
+
+
+def _work(run: RunSettings) -> str:
+    if run.privacy.enabled:
+        return f"{run.privacy.steps_per_round} noisy steps"
+    cap = f", {run.training.max_steps} steps at most" if run.training.max_steps else ""
+    return f"{run.training.local_epochs} passes{cap}"
+
+
+def _privacy(run: RunSettings) -> str:
+    privacy = run.privacy
+    if not privacy.enabled:
+        return "none"
+    return f"by {privacy.unit}, epsilon {privacy.target_epsilon:g} at delta {privacy.delta:g}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,125 @@
+"""One child process that is started again, with growing pauses, whenever it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from client.runner.backoff import Backoff
+
+# Who ran this long was well; what ended it is no reason to wait long.
+HEALTHY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to start. descriptors: open files that the child inherits."""
+
+    words: Sequence[str]
+    environment: Mapping[str, str]
+    descriptors: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """status: exit status, negative for a signal. pause_seconds: until the next start.
+
+    asked: it ended because it was to be started anew.
+    """
+
+    status: int
+    ran_seconds: float
+    pause_seconds: float
+    asked: bool
+
+    @property
+    def how(self) -> str:
+        """For a log."""
+        return f"by signal {-self.status}" if self.status < 0 else f"with status {self.status}"
+
+
+class Child:
+    """Start and stop it from one thread, the main one. heard: gets every line it writes."""
+
+    def __init__(
+        self, name: str, command: Callable[[], Command], heard: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.num_starts = 0
+        self._command = command
+        self._heard = heard
+        self._backoff = Backoff()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._start_at = 0.0
+        self._asked = False
+
+    @property
+    def pid(self) -> int | None:
+        """None while it does not run."""
+        return self._process.pid if self._process else None
+
+    def tick(self) -> Ended | None:
+        """Start it where it is time to; how it ended, where it just has."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._start_at:
+                self._start(now)
+            return None
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._process = None
+        ran = now - self._started
+        asked, self._asked = self._asked, False
+        if ran >= HEALTHY_SECONDS:
+            self._backoff.reset()
+        ended = Ended(status, ran, 0.0 if asked else self._backoff.next_pause(), asked)
+        self._start_at = now + ended.pause_seconds
+        return ended
+
+    def start_anew(self) -> None:
+        """SIGTERM; once it has ended, `tick` starts it again without a pause."""
+        if self._process:
+            self._asked = True
+            self._process.terminate()
+
+    def stop(self, grace_seconds: float) -> bool:
+        """SIGTERM, and SIGKILL after the grace; False where that was needed."""
+        if self._process is None:
+            return True
+        self._process.terminate()
+        try:
+            self._process.wait(grace_seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return False
+        finally:
+            self._process = None
+
+    def _start(self, now: float) -> None:
+        command = self._command()
+        # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which then stops
+        # its children in order.
+        self._process = subprocess.Popen(
+            command.words,
+            env=dict(command.environment),
+            pass_fds=command.descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._started = now
+        self.num_starts += 1
+        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdout:
+            for line in process.stdout:
+                self._heard(line.decode(errors="replace"))

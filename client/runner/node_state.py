@@ -1,0 +1,36 @@
+"""What the SuperNode's own lines tell about its connection to the coordinator."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+# The words of Flower 1.41; other lines leave the state as it is.
+_CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_SILENT = "Connection attempt failed, retrying"
+_BACK = "Connection successful after"
+
+
+class NodeState(StrEnum):
+    """connecting: started, and not yet let in. unreachable: it keeps trying."""
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    UNREACHABLE = "unreachable"
+
+
+def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[NodeState, int | None]:
+    """State and node id after a line of the SuperNode's.
+
+    >>> state_after("INFO :      SuperNode ID: 17", NodeState.CONNECTING, None)
+    (<NodeState.CONNECTED: 'connected'>, 17)
+    """
+    found = _CONNECTED.search(line)
+    if found:
+        return NodeState.CONNECTED, int(found[1])
+    if _SILENT in line:
+        return NodeState.UNREACHABLE, node_id
+    if _BACK in line:
+        return (NodeState.CONNECTED if node_id else NodeState.CONNECTING), node_id
+    return before, node_id

@@ -1,0 +1,74 @@
+"""Why the SuperNode ended, in words for the person who has to act on it."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import httpx
+
+HEALTH_PATH = "/v1/foedus/health"
+# Flower refuses requests signed more than 5 minutes ago or ahead.
+CLOCK_TOLERANCE_SECONDS = 240.0
+_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """clock_ahead_seconds: of this machine, before the coordinator's; to about a second."""
+
+    clock_ahead_seconds: float
+
+
+@dataclass(frozen=True)
+class NotReached:
+    """why: one sentence."""
+
+    why: str
+
+
+def ask_coordinator(address: str, root_certificates: Path) -> Reached | NotReached:
+    """One request for the coordinator's health, over TLS by the consortium's own authority."""
+    try:
+        context = ssl.create_default_context(cafile=str(root_certificates))
+        response = httpx.get(
+            f"https://{address}{HEALTH_PATH}", verify=context, timeout=_TIMEOUT_SECONDS
+        )
+        theirs = parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (httpx.HTTPError, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return NotReached(
+                f"What answers at {address} does not show a certificate of the consortium's. Ask "
+                "the coordinator whether the certificate has expired or the address has changed; "
+                "else somebody stands in between."
+            )
+        return NotReached(
+            f"The coordinator at {address} does not answer ({type(error).__name__}). It may be "
+            "down, or a firewall may be in between."
+        )
+    except (KeyError, ValueError):
+        return NotReached(f"What answers at {address} is no coordinator of foedus.")
+    return Reached(time.time() - theirs)
+
+
+def explain_end(graceful: bool, answer: Reached | NotReached) -> str:
+    """Why a SuperNode that nobody stopped has ended. graceful: with exit status 0."""
+    if isinstance(answer, NotReached):
+        return answer.why
+    ahead = answer.clock_ahead_seconds
+    if abs(ahead) > CLOCK_TOLERANCE_SECONDS:
+        side = "ahead of" if ahead > 0 else "behind"
+        return (
+            f"This machine's clock is {abs(ahead):.0f} s {side} the coordinator's, so it refuses "
+            "what this site signs. Set the clock (NTP)."
+        )
+    if graceful:
+        # Flower ends its SuperNode like this where the coordinator answers 401, and only there.
+        return (
+            "The coordinator answers, and does not accept this site's key: it was not admitted "
+            "yet, its membership has expired, or it was expelled. Ask the coordinator."
+        )
+    return "The coordinator answers; see the lines before it ended in up.log."

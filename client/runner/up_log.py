@@ -1,0 +1,64 @@
+"""Where a site's processes write what happens: state/up.log, and the terminal for what counts."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from client.terminal import printable_line
+
+UP_LOG = "up.log"
+_MAX_BYTES, _NUM_KEPT = 5 * 2**20, 5
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# Flower separates its messages by lines without a text.
+_ONLY_LEVEL = re.compile(r"[A-Z]+ *:")
+
+
+class UpLog:
+    """A rotated text file with times in UTC, one line an event: `TIME PROCESS LEVEL: TEXT`.
+
+    Lines of the supervisor and of the runner are shown on stderr too; the SuperNode's are not.
+    """
+
+    def __init__(self, state_folder: Path) -> None:
+        state_folder.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(
+            state_folder / UP_LOG, maxBytes=_MAX_BYTES, backupCount=_NUM_KEPT, encoding="utf-8"
+        )
+        formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        self._file = logging.Logger("up")
+        self._file.addHandler(handler)
+        # What other parts of foedus log in this process they show themselves.
+        logging.getLogger("foedus").addHandler(_Forward(self._write))
+
+    def say(self, text: str, level: str = "INFO") -> None:
+        """An event of the supervisor's."""
+        self._write("up", f"{level}: {text}", shown=True)
+
+    def heard(self, process: str, line: str, shown: bool) -> str:
+        """A line that a child wrote; returned without colours and what else steers terminals."""
+        text = printable_line(_COLOURS.sub("", line)).strip()
+        if text and not _ONLY_LEVEL.fullmatch(text):
+            self._write(process, text, shown)
+        return text
+
+    def _write(self, process: str, text: str, shown: bool) -> None:
+        self._file.info("%s %s", process, text)
+        if shown:
+            print(f"{time.strftime('%H:%M:%S')} {process} {text}", file=sys.stderr, flush=True)
+
+
+class _Forward(logging.Handler):
+    def __init__(self, write: Callable[[str, str, bool], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write("up", f"{record.levelname}: {printable_line(record.getMessage())}", False)

@@ -1,0 +1,44 @@
+"""How much of the coordinator one connection, one firm or all of them may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.consortium.settings import ConsortiumSettings
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All of them; the defaults are not settings because nothing in a deployment calls for it."""
+
+    max_body_bytes: int
+    max_connections: int
+    max_connections_per_address: int
+    header_seconds: float
+    body_idle_seconds: float
+    long_poll_seconds: float
+    # A body or response that crawls along is cut off even if it never pauses.
+    transfer_seconds: float = 600.0
+    # Bodies of one firm that are held in memory at a time; its further requests queue.
+    bodies_at_a_time: int = 8
+    # Replies of one firm that the run has not taken yet.
+    max_unread_bytes: int = 2048 * MIB
+    # Objects of one reply: with 5 MiB each, 40 GiB.
+    max_tree_objects: int = 8192
+    # Idle connections are kept for longer than the pause between two of a SuperNode's polls.
+    keep_alive_seconds: float = 15.0
+    member_body_bytes: int = MIB
+
+    @classmethod
+    def of(cls, settings: ConsortiumSettings) -> Limits:
+        """As the consortium's settings have them."""
+        return cls(
+            max_body_bytes=settings.max_body_mib * MIB,
+            max_connections=settings.max_connections,
+            max_connections_per_address=settings.max_connections_per_address,
+            header_seconds=settings.header_seconds,
+            body_idle_seconds=settings.body_idle_seconds,
+            long_poll_seconds=settings.long_poll_seconds,
+        )

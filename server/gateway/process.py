@@ -1,0 +1,107 @@
+"""Puts the coordinator's process together: SuperLink, guard, member API, listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import time
+from collections.abc import Mapping
+from typing import cast
+
+from fastapi import FastAPI
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.control import ControlHttpClient
+
+from server.consortium.folder import ConsortiumFolder
+from server.consortium.registry import ControlNodeRegistry
+from server.consortium.settings import ConsortiumSettings
+from server.gateway.belongings import Belongings, Database
+from server.gateway.event_log import configure_logging, keep_output
+from server.gateway.fleet_rules import FleetRules
+from server.gateway.guard import Guard
+from server.gateway.health import HealthApp
+from server.gateway.hosting import Apps, Hosting, Sockets
+from server.gateway.limits import Limits
+from server.gateway.long_poll import ArrivalBoard
+from server.gateway.member_api import PULL_RECEIPTS, PUSH_RECEIPTS, Handler, MemberApi
+from server.gateway.metrics import Metrics
+from server.gateway.node_identity import NodeGate
+from server.gateway.roster_watch import RosterWatch
+from server.gateway.run_watch import RunWatch
+from server.gateway.superlink import LOOPBACK, superlink_app
+from server.gateway.unread import UnreadBytes
+from server.gateway.upkeep import (
+    CERTIFICATE_SECONDS,
+    ROSTER_SECONDS,
+    RUNS_SECONDS,
+    CertificateWatch,
+    repeat,
+)
+from server.gateway.uploads import Uploads
+from server.receipts.countersign import CountersigningDesk
+from server.runs.keeper import Keeper
+
+log = logging.getLogger("foedus.gateway")
+
+
+def run_gateway(folder: ConsortiumFolder, log_format: str) -> None:
+    """Serve until told to stop. Errors: FoedusError where it cannot start."""
+    opened_at = datetime.datetime.now(datetime.UTC)
+    settings = folder.settings()
+    folder.state.mkdir(parents=True, exist_ok=True)
+    sockets = Sockets.bind(settings)
+    desk = CountersigningDesk.of(folder)
+    stderr = keep_output(folder.state / "flower.log")
+    configure_logging(folder.state / "gateway.log", log_format, stderr)
+    superlink = superlink_app(folder, settings)
+    handlers = {PUSH_RECEIPTS: desk.push, PULL_RECEIPTS: desk.pull}
+    asyncio.run(_serve(folder, settings, sockets, superlink, handlers, opened_at))
+
+
+async def _serve(
+    folder: ConsortiumFolder,
+    settings: ConsortiumSettings,
+    sockets: Sockets,
+    superlink: FastAPI,
+    handlers: Mapping[tuple[str, str], Handler],
+    opened_at: datetime.datetime,
+) -> None:
+    limits, metrics, board, unread = Limits.of(settings), Metrics(), ArrivalBoard(), UnreadBytes()
+    uploads = Uploads()
+    state: LinkState = superlink.state.linkstate_factory.state()
+    belongings = Belongings(cast(Database, state))
+    for open_upload in belongings.open_uploads():
+        uploads.begun(*open_upload)
+    roster = RosterWatch(folder, lambda: _registry(folder, settings))
+    gate = NodeGate(state.get_node_id_by_public_key, opened_at)
+    guard = Guard(
+        superlink,
+        gate,
+        FleetRules(belongings, uploads, unread, limits),
+        board,
+        MemberApi(lambda: roster.chain, handlers, limits),
+        limits,
+        metrics,
+    )
+    health = HealthApp(folder, cast(Database, state), roster, metrics)
+    apps = Apps(RunWatch(superlink, board, unread, uploads), guard, health)
+    hosting = Hosting(folder, sockets, apps, limits, metrics)
+    metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)
+    metrics.gauge("connections", "Open connections of firms", lambda: hosting.firms.num_connections)
+    certificate = CertificateWatch(
+        folder.server_certificate, folder.server_key, hosting.reload_certificate
+    )
+    upkeep = (
+        repeat(ROSTER_SECONDS, lambda: roster.look(time.time())),
+        repeat(RUNS_SECONDS, Keeper(folder, settings).step),
+        repeat(CERTIFICATE_SECONDS, certificate.look),
+    )
+    await hosting.run(upkeep, gate.takes_from, board.close)
+
+
+def _registry(folder: ConsortiumFolder, settings: ConsortiumSettings) -> ControlNodeRegistry:
+    client = ControlHttpClient.from_server_address(
+        f"{LOOPBACK}:{settings.control_port}", False, str(folder.ca), []
+    )
+    return ControlNodeRegistry(client)

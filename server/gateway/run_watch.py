@@ -1,0 +1,134 @@
+"""Watches what the run's own process sends over the loopback port, so that polls can be answered.
+
+Requests and responses pass as they are, but for one: the run does not ask for replies that are
+still being uploaded (see uploads.py).
+"""
+
+from __future__ import annotations
+
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import (
+    PullAppMessagesRequest,
+    PullAppMessagesResponse,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+)
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from google.protobuf.message import DecodeError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.gateway.asgi import Reply, call, send_reply
+from server.gateway.long_poll import ArrivalBoard
+from server.gateway.unread import UnreadBytes
+from server.gateway.uploads import Uploads
+
+_PULL_MESSAGES = "/v1/runtime/pull-messages"
+_PUSH_MESSAGES = "/v1/runtime/push-messages"
+_PUSH_OBJECT = "/v1/runtime/push-object"
+_CONFIRM = "/v1/runtime/confirm-message-received"
+_WATCHED = {_PUSH_MESSAGES, _PUSH_OBJECT, _CONFIRM}
+
+
+class RunWatch:
+    """An ASGI app around SuperLink's."""
+
+    def __init__(
+        self, app: ASGIApp, board: ArrivalBoard, unread: UnreadBytes, uploads: Uploads
+    ) -> None:
+        self._app = app
+        self._board = board
+        self._unread = unread
+        self._uploads = uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and take note of what it did."""
+        if scope["type"] == "http" and scope["path"] == _PULL_MESSAGES:
+            body = await _whole_body(receive)
+            async with self._uploads.settled:
+                reply = await self._pull(scope, body)
+            await send_reply(send, reply)
+            return
+        if scope["type"] != "http" or scope["path"] not in _WATCHED:
+            await self._app(scope, receive, send)
+            return
+        asked, answered = bytearray(), bytearray()
+        status = 0
+
+        async def noted_receive() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                asked.extend(message.get("body", b""))
+            return message
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                answered.extend(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, noted_receive, noted_send)
+        if status == 200:
+            self._note(scope["path"], bytes(asked), bytes(answered))
+
+    async def _pull(self, scope: Scope, body: bytes) -> Reply:
+        try:
+            request = PullAppMessagesRequest.FromString(body)
+        except DecodeError:
+            return await call(self._app, scope, body)
+        unfinished = self._uploads.unfinished(request.message_ids)
+        if not unfinished:
+            return await call(self._app, scope, body)
+        finished = [one for one in request.message_ids if one not in unfinished]
+        if not finished:
+            empty = PullAppMessagesResponse().SerializeToString()
+            return Reply(200, ((b"content-type", PROTOBUF_MEDIA_TYPE.encode()),), empty)
+        del request.message_ids[:]
+        request.message_ids.extend(finished)
+        body = request.SerializeToString()
+        headers = [header for header in scope["headers"] if header[0] != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        return await call(self._app, {**scope, "headers": headers}, body)
+
+    def _note(self, path: str, asked: bytes, answered: bytes) -> None:
+        try:
+            if path == _PUSH_MESSAGES:
+                self._note_messages(
+                    PushAppMessagesRequest.FromString(asked),
+                    PushAppMessagesResponse.FromString(answered),
+                )
+            elif path == _PUSH_OBJECT:
+                if PushObjectResponse.FromString(answered).stored:
+                    self._board.object_stored(PushObjectRequest.FromString(asked).object_id)
+            else:
+                request = ConfirmMessageReceivedRequest.FromString(asked)
+                self._unread.taken(request.message_object_id)
+        except DecodeError:
+            # SuperLink took it, so this cannot be; a poll that is not woken only ends later.
+            return
+
+    def _note_messages(
+        self, request: PushAppMessagesRequest, response: PushAppMessagesResponse
+    ) -> None:
+        missing = set(response.objects_to_push)
+        pairs = zip(request.messages_list, request.message_object_trees, strict=True)
+        for (message, tree), message_id in zip(pairs, response.message_ids, strict=True):
+            if message_id:
+                objects = {node.object_id for node in iterate_object_tree(tree)}
+                node_id = message.metadata.dst_node_id
+                self._board.announce(message_id, node_id, objects & missing)
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        body.extend(message.get("body", b""))
+        if not message.get("more_body", False):
+            return bytes(body)

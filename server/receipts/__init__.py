@@ -1,0 +1,1 @@
+"""What came from the sites: the coordinator's own record, and receipts signed by both sides."""

@@ -1,0 +1,152 @@
+"""A site outlives the death of each of its processes and of its coordinator."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.runner.federations import (
+    Federation,
+    RunningSite,
+    is_running,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+
+# A thousand passes over a dozen clauses, one at a time: minutes.
+ENDLESS = ("training.local_epochs=1000", "training.batch_size=1")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with Federation(tmp_path_factory.mktemp("faults"), num_sites=1) as federation:
+        federation.start_superlink()
+        yield federation
+
+
+@pytest.fixture
+def site(federation: Federation) -> RunningSite:
+    """The one site, up and connected, whatever the test before did to it."""
+    (site,) = federation.sites
+    if site.supervisor is None or site.supervisor.poll() is not None:
+        starts = site.log().count("Runner ready")
+        federation.up(site)
+        site.wait_for("Runner ready", starts + 1)
+    wait_for_connection(site)
+    return site
+
+
+def wait_for_connection(site: RunningSite) -> None:
+    wait_until(lambda: site.state().get("node_state") == "connected", "connection", site.log)
+
+
+def wait_for_another(site: RunningSite, which: str, old_pid: int) -> None:
+    wait_until(
+        lambda: site.state().get(f"{which}_pid") not in (None, old_pid), f"a {which}", site.log
+    )
+
+
+def finished(federation: Federation, output: Path) -> None:
+    wait_until(
+        lambda: (output / "adapter" / "manifest.json").exists(), "a release", federation.logs
+    )
+
+
+def replies(site: RunningSite) -> list[tuple[str, str]]:
+    return [(r["kind"], r["status"]) for r in site.receipts() if r["kind"] != "ledger"]
+
+
+def mark_of_work(site: RunningSite, federation: Federation, name: str) -> Path:
+    """Have the site train endlessly; returns when it does."""
+    received = site.log().count("Received successfully")
+    output = federation.run(*ENDLESS, name=name)
+    site.wait_for("Received successfully", received + 1)
+    ledger = [r for r in site.receipts() if r["kind"] == "ledger"]
+    wait_until(
+        lambda: len([r for r in site.receipts() if r["kind"] == "ledger"]) > len(ledger),
+        "the round's entry in the ledger",
+        site.log,
+    )
+    return output
+
+
+def test_a_second_supervisor_is_refused_by_the_first_ones_process_id(
+    federation: Federation, site: RunningSite
+) -> None:
+    second = federation.start("second", "foedus", "client", "up", "--config", str(site.config))
+    assert second.wait() == 2
+    said = (federation.folder / "second.log").read_text(encoding="utf-8")
+    assert f"process {site.state()['pid']} is one" in said and "Traceback" not in said
+    assert site.supervisor and site.supervisor.poll() is None
+
+
+def test_killed_processes_are_replaced_and_the_next_run_has_its_replies(
+    federation: Federation, site: RunningSite
+) -> None:
+    ready = site.log().count("Runner ready")
+    wait_for_another(site, "runner", site.kill("runner"))
+    site.wait_for("Runner ready", ready + 1)
+    wait_for_another(site, "supernode", site.kill("supernode"))
+    wait_for_connection(site)
+    finished(federation, federation.run(name="after-kills"))
+    assert replies(site) == [("train", "ok"), ("evaluate", "ok")]
+
+
+def test_the_site_comes_back_by_itself_when_the_coordinator_does(
+    federation: Federation, site: RunningSite
+) -> None:
+    before = len(replies(site))
+    federation.stop_superlink()
+    wait_until(lambda: site.state()["node_state"] == "unreachable", "silence", site.log)
+    federation.start_superlink()
+    wait_for_connection(site)
+    finished(federation, federation.run(name="after-outage"))
+    assert replies(site)[before:] == [("train", "ok"), ("evaluate", "ok")]
+    assert "The coordinator does not answer; trying until it does." in site.log()
+
+
+def test_a_runner_killed_at_work_costs_its_reply_and_nothing_more(
+    federation: Federation, site: RunningSite
+) -> None:
+    before = replies(site)
+    output = mark_of_work(site, federation, "killed-at-work")
+    sent = site.log().count("Sending: train message")
+    wait_for_another(site, "runner", site.kill("runner"))
+    # The SuperNode gives up on a silent runner after a minute and says so to the coordinator.
+    site.wait_for("Sending: train message", sent + 1)
+    # The run goes on without this reply, and the new runner answers what comes next.
+    finished(federation, output)
+    assert replies(site)[len(before) :] == [("evaluate", "ok")]
+
+
+def test_stopped_at_work_it_tells_the_coordinator_and_leaves_nothing_running(
+    federation: Federation, site: RunningSite
+) -> None:
+    mark_of_work(site, federation, "stopped-at-work")
+    sent = site.log().count("Sending: train message")
+    state = site.state()
+    assert site.supervisor
+    site.supervisor.send_signal(signal.SIGTERM)
+    assert site.supervisor.wait() == 0
+    assert site.log().count("Sending: train message") == sent + 1
+    assert "was killed" not in site.log().rpartition("Stopping.")[2]
+    assert not is_running(state["runner_pid"]) and not is_running(state["supernode_pid"])
+    assert site.state() == {}
+
+
+def test_a_killed_supervisor_leaves_no_orphans_and_can_be_started_again(
+    federation: Federation, site: RunningSite
+) -> None:
+    state = site.state()
+    assert site.supervisor
+    site.supervisor.send_signal(signal.SIGKILL)
+    site.supervisor.wait()
+    for which in ("runner_pid", "supernode_pid"):
+        wait_until(lambda w=which: not is_running(state[w]), which, site.log)
+    federation.up(site)
+    wait_until(lambda: site.state().get("pid") != state["pid"], "the new supervisor", site.log)
+    wait_for_connection(site)

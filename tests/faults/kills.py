@@ -1,0 +1,138 @@
+"""SIGKILL of each process at each moment of a round; then power cuts of whole machines."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from protocol.secure_aggregation.wire import Phase
+from tests.faults.processes import is_alive, send, wait_for
+from tests.faults.scene import Scenario, Scene
+
+_ALL = "every round with all three sites"
+_SITE = "the round with the two others or all three, the next with all three"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A process. shared: its loss stops the run, which then is resumed, and costs no site."""
+
+    name: str
+    words: str
+    pid: Callable[[Scene], int | None]
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When it is killed. reach: begins the run and waits, for a moment of round 1."""
+
+    name: str
+    words: str
+    reach: Callable[[Scene], None]
+
+
+TARGETS = (
+    Target("gateway", "the coordinator's gateway", lambda s: s.coordinator.gateway(), shared=True),
+    Target("serverapp", "the run's ServerApp", lambda s: s.coordinator.server_app(), shared=True),
+    Target("supernode", "a site's SuperNode", lambda s: s.victim.supernode(), shared=False),
+    Target("runner", "a site's runner", lambda s: s.victim.runner(), shared=False),
+)
+
+
+def _before(scene: Scene) -> None:
+    scene.begin()
+    wait_for("the run's process", scene.coordinator.server_app)
+
+
+def _training(scene: Scene) -> None:
+    scene.begin()
+    scene.at_training(1)
+
+
+def _upload(scene: Scene) -> None:
+    scene.begin()
+    scene.at_upload(Phase.MASKED_INPUT, 1)
+
+
+def _between(scene: Scene) -> None:
+    scene.begin()
+    scene.at_phase(Phase.CONFIRM, 1)
+
+
+def _checkpoint(scene: Scene) -> None:
+    scene.begin()
+    scene.at_checkpoint(1)
+
+
+MOMENTS = (
+    Moment("before", "as the run begins, before anybody is asked", _before),
+    Moment("in-training", "while the site trains", _training),
+    Moment("at-upload", "as the masked update leaves", _upload),
+    Moment("between-phases", "after the masked inputs, before the list is confirmed", _between),
+    Moment("at-checkpoint", "as the round's checkpoint is written", _checkpoint),
+)
+
+
+def _kill(target: Target, moment: Moment) -> Callable[[Scene], None]:
+    def act(scene: Scene) -> None:
+        moment.reach(scene)
+        pid = wait_for(target.words, lambda: target.pid(scene))
+        send(pid, signal.SIGKILL)
+        scene.mark()
+        wait_for(f"the end of {target.words}", lambda: not is_alive(pid))
+
+    return act
+
+
+def _killed() -> Iterator[Scenario]:
+    for target in TARGETS:
+        for moment in MOMENTS:
+            yield Scenario(
+                f"{target.name}-killed-{moment.name}",
+                f"SIGKILL of {target.words}",
+                moment.words,
+                _ALL if target.shared else _SITE,
+                _kill(target, moment),
+                rounds=2,
+                cohorts={} if target.shared else {1: {2, 3}},
+            )
+
+
+def _cut_power_at_coordinator(scene: Scene) -> None:
+    scene.begin()
+    scene.at_training(1)
+    scene.coordinator.kill_all()
+    scene.coordinator.start()
+    scene.mark()
+
+
+def _cut_power_at_site(scene: Scene) -> None:
+    scene.begin()
+    scene.at_training(1)
+    scene.victim.kill_all()
+    scene.victim.start()
+    scene.mark()
+
+
+KILLS = (
+    *_killed(),
+    Scenario(
+        "power-cut-at-coordinator",
+        "SIGKILL of all the coordinator's processes; `foedus server up` again",
+        "while the sites train",
+        _ALL,
+        _cut_power_at_coordinator,
+        rounds=2,
+    ),
+    Scenario(
+        "power-cut-at-site",
+        "SIGKILL of all a site's processes; `foedus client up` again",
+        "while the site trains",
+        _SITE,
+        _cut_power_at_site,
+        rounds=2,
+        cohorts={1: {2, 3}},
+    ),
+)

@@ -1,0 +1,105 @@
+"""One site's way to the coordinator: a TCP proxy on loopback that can be cut, slowed and healed.
+
+A cut way behaves as a cable does: nothing arrives, nobody is told, and what was sent before the
+repair still comes through after it, unless one of the two ends has given up meanwhile.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+_CHUNK_BYTES = 16 * 1024
+_CONNECT_SECONDS = 5.0
+
+
+class Route:
+    """Listens on 127.0.0.1:`port` and passes everything on to a port of the same machine.
+
+    bytes_per_second: of each direction of each connection; 0 = as fast as it goes.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._open = threading.Event()
+        self._open.set()
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._closed = False
+        self.bytes_per_second = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """From now on nothing arrives, in neither direction."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        """What was held back arrives, and what comes."""
+        self._open.set()
+
+    def break_off(self) -> None:
+        """End every connection at once, as a firewall does that has forgotten them."""
+        with self._lock:
+            broken, self._sockets = self._sockets, set()
+        for one in broken:
+            _shut(one)
+
+    def close(self) -> None:
+        """End the proxy."""
+        self._closed = True
+        _shut(self._listener)
+        self.heal()
+        self.break_off()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+
+    def _connect(self, near: socket.socket) -> None:
+        self._open.wait()
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target_port), _CONNECT_SECONDS)
+        except OSError:
+            # As a closed port does: the coordinator is down.
+            _shut(near)
+            return
+        far.settimeout(None)
+        with self._lock:
+            self._sockets |= {near, far}
+        ways = [_Way(near, far), _Way(far, near)]
+        for way in ways:
+            threading.Thread(target=self._pass_on, args=(way,), daemon=True).start()
+
+    def _pass_on(self, way: _Way) -> None:
+        with suppress(OSError):
+            while data := way.source.recv(_CHUNK_BYTES):
+                self._open.wait()
+                way.sink.sendall(data)
+                if self.bytes_per_second:
+                    time.sleep(len(data) / self.bytes_per_second)
+        # Neither half is of use without the other.
+        _shut(way.source)
+        _shut(way.sink)
+        with self._lock:
+            self._sockets -= {way.source, way.sink}
+
+
+@dataclass(frozen=True)
+class _Way:
+    source: socket.socket
+    sink: socket.socket
+
+
+def _shut(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()

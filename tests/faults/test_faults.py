@@ -1,0 +1,34 @@
+"""Every scenario of the table, one after the other, in one deployment of real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checks import expect_survived
+from tests.faults.deployment import Deployment
+from tests.faults.page import keep
+from tests.faults.scene import Scenario, Scene
+from tests.faults.table import SCENARIOS
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("consortium"))
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_run_survives(deployment: Deployment, scenario: Scenario) -> None:
+    deployment.make_whole()
+    scene = Scene(deployment, scenario)
+    scenario.act(scene)
+    scene.wait_for_end()
+    keep(expect_survived(scene))

@@ -1,0 +1,41 @@
+"""Where the passphrase comes from, and that a key opens with it alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protocol.consortium.identity import Identity
+from protocol.consortium.passphrase import VARIABLE, read_passphrase
+from protocol.errors import FoedusError
+
+
+def test_a_file_goes_before_the_variable_and_neither_means_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert read_passphrase() is None
+    monkeypatch.setenv(VARIABLE, "of the environment")
+    assert read_passphrase() == b"of the environment"
+    file = tmp_path / "passphrase"
+    file.write_text("of the file\nand more\n")
+    assert read_passphrase(file) == b"of the file"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\nsecond line\n"])
+def test_an_empty_first_line_is_refused_and_not_taken_for_none(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "passphrase"
+    file.write_text(text)
+    with pytest.raises(FoedusError, match="empty"):
+        read_passphrase(file)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FoedusError, match="Expected a passphrase in"):
+        read_passphrase(tmp_path / "none")
+
+
+def test_a_passphrase_that_a_key_does_not_need_is_left_aside() -> None:
+    identity = Identity.generate()
+    assert Identity.from_pem(identity.to_pem(), b"not needed").public_key == identity.public_key

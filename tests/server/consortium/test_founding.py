@@ -1,0 +1,108 @@
+"""`foedus server init` and `renew`: a whole folder, with secrets for its owner alone."""
+
+from __future__ import annotations
+
+import datetime
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from protocol.consortium.invitation import Invitation
+from protocol.errors import FoedusError
+from protocol.settings_file import commented_yaml
+from server.consortium.certificates import LOOPBACK_NAMES, names_of
+from server.consortium.folder import ConsortiumFolder
+from server.consortium.founding import (
+    found_consortium,
+    renew_server_certificate,
+    server_certificate,
+)
+from server.consortium.settings import ConsortiumSettings
+from tests.protocol.consortium.leagues import LEAGUE
+from tests.server.consortium.consortia import MOMENT, founded_in
+
+PASSPHRASE = b"correct horse"
+
+
+def test_the_folder_has_all_that_a_coordinator_needs(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "new" / "consortium", signatures_needed=2)
+    invitation, (first,) = folder.read_invitation(), folder.chain()
+    assert folder.settings() == ConsortiumSettings(LEAGUE, "foedus.example.org:9443")
+    assert invitation.consortium == first.consortium == LEAGUE
+    assert invitation.coordinator_key == folder.coordinator().public_key == first.coordinator_key
+    assert invitation.ca_certificate_pem.encode() == folder.ca.read_bytes()
+    assert first.signatures_needed == 2 and first.members == ()
+    certificate = server_certificate(folder)
+    assert names_of(certificate) == ["foedus.example.org", *LOOPBACK_NAMES]
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(folder.ca.read_bytes()))
+
+
+def test_private_keys_and_the_folder_are_their_owners_alone(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    for path in (folder.coordinator_key, folder.ca_key, folder.server_key):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    public = (folder.invitation, folder.roster, folder.ca, folder.server_certificate)
+    assert not any(b"PRIVATE" in path.read_bytes() for path in public)
+
+
+def test_a_passphrase_encrypts_what_signs_but_not_the_servers_own_key(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium", passphrase=PASSPHRASE)
+    for path in (folder.coordinator_key, folder.ca_key):
+        assert b"ENCRYPTED" in path.read_bytes()
+    assert b"ENCRYPTED" not in folder.server_key.read_bytes()
+    with pytest.raises(FoedusError, match="passphrase"):
+        folder.coordinator()
+    assert folder.coordinator(PASSPHRASE).public_key == folder.chain()[0].coordinator_key
+
+
+def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    with pytest.raises(FoedusError, match="found something"):
+        founded_in(folder.path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FoedusError, match="found something"):
+        founded_in(tmp_path / "file")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_everything_wrong_is_told_at_once_and_nothing_written(tmp_path: Path) -> None:
+    settings = ConsortiumSettings(" spaced", "nowhere")
+    with pytest.raises(FoedusError) as refused:
+        found_consortium(tmp_path / "consortium", settings, 0, (), None, MOMENT)
+    assert "address:" in str(refused.value) and "name:" in str(refused.value)
+    assert not (tmp_path / "consortium").exists()
+
+
+def test_a_folder_that_is_none_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FoedusError, match="foedus server init"):
+        ConsortiumFolder(tmp_path).settings()
+
+
+def test_a_renewal_keeps_authority_and_names_and_takes_a_new_key(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium", passphrase=PASSPHRASE)
+    authority, key = folder.ca.read_bytes(), folder.server_key.read_bytes()
+    later = MOMENT + datetime.timedelta(days=300)
+    renewed = renew_server_certificate(folder, ["second.example.org"], PASSPHRASE, later)
+    assert renewed == server_certificate(folder)
+    names = ["foedus.example.org", *LOOPBACK_NAMES, "second.example.org"]
+    assert names_of(renewed) == names
+    assert renewed.not_valid_after_utc == later + datetime.timedelta(days=397)
+    assert folder.ca.read_bytes() == authority and folder.server_key.read_bytes() != key
+    renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    with pytest.raises(FoedusError, match="passphrase"):
+        renew_server_certificate(folder, (), None, later)
+
+
+def test_a_new_address_comes_into_certificate_and_invitation(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    before = folder.read_invitation()
+    moved = ConsortiumSettings(LEAGUE, "new.example.org:443")
+    folder.settings_file.write_text(commented_yaml(moved, "Moved."))
+    certificate = renew_server_certificate(folder, (), None, MOMENT)
+    assert "new.example.org" in names_of(certificate)
+    after = Invitation.read(folder.invitation)
+    assert after.address == "new.example.org:443" and after.fingerprint == before.fingerprint
