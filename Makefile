@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check faults bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Kills processes and breaks files of a small consortium, about 20 minutes; renews the table in
+# docs/reliability.md.
+faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m tests.faults.page
 
 bench: setup
 	$(BIN)/python -m benchmarks

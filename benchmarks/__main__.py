@@ -7,7 +7,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import dp_step, secure_aggregation, simulation_speed
+from benchmarks import (
+    coordinator_memory,
+    dp_step,
+    many_sites,
+    round_overhead,
+    secure_aggregation,
+    simulation_speed,
+)
 from benchmarks.command import Benchmark, rows_table, say, summary_table, table_console
 from benchmarks.result import BenchmarkResult
 
@@ -15,6 +22,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     simulation_speed.NAME: simulation_speed.run,
     secure_aggregation.NAME: secure_aggregation.run,
     dp_step.NAME: dp_step.run,
+    coordinator_memory.NAME: coordinator_memory.run,
+    round_overhead.NAME: round_overhead.run,
+    many_sites.NAME: many_sites.run,
 }
 
 

@@ -21,16 +21,19 @@ _BIN = Path(sys.executable).parent
 # Processes inherit it, also those that leave the session of whoever started them.
 _MARK = "FOEDUS_BENCHMARK_MARK"
 _GRACE_SECONDS = 20.0
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS = 0.5
 _LOG_TAIL_CHARACTERS = 1500
 
 
 class Processes:
-    """Started with one thread each; logs go to folder/NAME.log."""
+    """Started with one thread each; logs go to folder/NAME.log.
+
+    mark: in the environment of each, and of all that they start.
+    """
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self._folder = folder
-        self._mark = secrets.token_hex(16)
+        self.mark = secrets.token_hex(16)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = {
             **os.environ,
@@ -40,7 +43,7 @@ class Processes:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            _MARK: self._mark,
+            _MARK: self.mark,
             **(environment or {}),
         }
 
@@ -66,7 +69,7 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in marked_processes(self._mark):
+        for pid in marked_processes(self.mark):
             os.kill(pid, signal.SIGKILL)
 
     def start(self, name: str, *words: str) -> int:

@@ -48,8 +48,10 @@ def train(message: Message, context: Context) -> Message:
     seed = derive_seed(run.federation.seed, "train", site.settings.name, round_)
     result = train_locally(adapted, run, site.tokenised(run, "train"), factors, round_, seed)
     arrays = {name: Array(tensor) for name, tensor in adapted.tensors(factors).items()}
-    metrics = {"num-examples": result.num_examples, "train_seconds": result.train_seconds}
-    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)})
+    metrics = MetricRecord(
+        {"num-examples": result.num_examples, "train_seconds": result.train_seconds}
+    )
+    content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
     return Message(content, reply_to=message)
 
 

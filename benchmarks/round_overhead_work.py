@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def rounds_between(ends: Sequence[float], training: Sequence[float]) -> list[Rou
 
     Errors: ValueError where they do not belong together.
     """
-    seconds = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    seconds = [end - begin for begin, end in itertools.pairwise(ends)]
     pairs = zip(seconds, training, strict=True)
     return [Round(number, *pair) for number, pair in enumerate(pairs, start=1)]
 

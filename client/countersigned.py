@@ -156,19 +156,6 @@ class ReceiptExchange:
             self._waiting.pop(sent, None)
 
 
-class SubmitNew:
-    """A job that has new receipts countersigned; opens keys and files when it first runs."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._exchange: ReceiptExchange | None = None
-
-    def __call__(self) -> None:
-        """Errors: as ReceiptExchange's."""
-        self._exchange = self._exchange or ReceiptExchange(self._site)
-        self._exchange.submit()
-
-
 def sent_reply(receipt: Receipt, line_hash: str) -> SentReply:
     """What is signed of a line of the log."""
     return SentReply(

@@ -21,6 +21,7 @@ from protocol.codec import decode, encode, flatten, unflatten
 from protocol.errors import SettingsError, WireError
 from protocol.flat_array import array_record, expect_keys, flat_array
 from protocol.reasons import RefusalReason, RejectionReason
+from protocol.secure_aggregation.wire import MAX_ROUND
 from protocol.settings import RunSettings
 
 PROTOCOL_VERSION = 1
@@ -105,7 +106,9 @@ def named_run(content: RecordDict) -> tuple[str, int]:
     if not isinstance(config, ConfigRecord):
         return UNKNOWN_RUN, 0
     run_id, round_ = config.get("run_id"), config.get("round")
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id) or type(round_) is not int:
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        return UNKNOWN_RUN, 0
+    if type(round_) is not int or not 0 <= round_ <= MAX_ROUND:
         return UNKNOWN_RUN, 0
     return run_id, round_
 
@@ -146,7 +149,8 @@ class Reply:
             "version": PROTOCOL_VERSION,
             "run_id": self.run_id,
             "round": self.round,
-            "status": self.status,
+            # A plain text, as the other side will read it: both digest what they hold.
+            "status": str(self.status),
             "layout_digest": layout_digest(layout),
         }
         records: dict[str, Any] = {

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from protocol.errors import FoedusError
 from server.consortium import commands as consortium_commands
+from server.consortium.options import AsJson
 from server.gateway import command as gateway_command
 from server.receipts import commands as receipt_commands
 from server.runs import commands as run_commands
@@ -21,7 +22,6 @@ from server.runs import commands as run_commands
 app = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation.")
 
 T = TypeVar("T")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ItsConsortium = Annotated[
     Path | None,
     typer.Option("--consortium", help="A consortium's folder: then give the name of its run."),

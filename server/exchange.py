@@ -15,8 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+_MADE_BY_SUPERLINK = {
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+}
 _SHORTEST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.2
 # Replies that one pull may bring, in bytes; at least one, however large.
@@ -43,18 +49,19 @@ def exchange(
 
     reply_bytes: of an honest reply's arrays; decides how many are pulled at once. A reply that
     arrives twice is handed over twice: telling duplicates apart is admission's work. One that
-    nobody has pulled by the deadline is late, wherever it waits.
+    nobody has pulled by the deadline is late, wherever it waits. A site for which SuperLink itself
+    answers, as it is offline or its reply is lost, is silent.
     """
     started = time.monotonic()
     give_up = started + deadline_seconds
     nodes = [message.metadata.dst_node_id for message in messages]
     pending = _push(grid, messages)
-    silent_at_push = [n for n in nodes if n not in pending.values()]
+    silent = [n for n in nodes if n not in pending.values()]
     at_once = max(1, _ROOM_BYTES // max(1, reply_bytes))
     pause = _SHORTEST_PAUSE_SECONDS
     while pending:
         began = time.monotonic()
-        some_came = _sweep(grid, pending, at_once, give_up, on_reply)
+        some_came = _sweep(grid, pending, silent, at_once, give_up, on_reply)
         now = time.monotonic()
         if not pending or now >= give_up:
             break
@@ -65,30 +72,46 @@ def exchange(
         # Asking takes at most half the time: one by one, it is a request for each site.
         time.sleep(min(max(pause, now - began), give_up - now))
         pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
-    silent = tuple(sorted([*silent_at_push, *pending.values()]))
-    return Exchange(tuple(sorted(nodes)), silent, time.monotonic() - started)
+    silent.extend(pending.values())
+    return Exchange(tuple(sorted(nodes)), tuple(sorted(silent)), time.monotonic() - started)
 
 
 def _sweep(
     grid: Grid,
     pending: dict[str, int],
+    silent: list[int],
     at_once: int,
     give_up: float,
     on_reply: Callable[[int, Message], None],
 ) -> bool:
-    """Ask once for every pending reply, `at_once` of them in a pull; True where any came."""
+    """Ask once for every pending reply, `at_once` of them in a pull; True where any came.
+
+    Nodes that SuperLink answers for move from `pending` to `silent`.
+    """
     some_came = False
     waiting = list(pending)
     for start in range(0, len(waiting), at_once):
         for reply in _pulled(grid, waiting[start : start + at_once]):
             some_came = True
             node = pending.pop(reply.metadata.reply_to_message_id, None)
-            on_reply(reply.metadata.src_node_id if node is None else node, reply)
+            if node is not None and _is_made_for(node, reply):
+                silent.append(node)
+            else:
+                on_reply(reply.metadata.src_node_id if node is None else node, reply)
             # Else the name would keep it alive while the next one is pulled.
             del reply
         if time.monotonic() >= give_up:
             break
     return some_came
+
+
+def _is_made_for(node: int, reply: Message) -> bool:
+    """True where SuperLink answers in the node's place, which no node can bring about."""
+    return (
+        reply.has_error()
+        and reply.metadata.src_node_id != node
+        and reply.error.code in _MADE_BY_SUPERLINK
+    )
 
 
 def _pulled(grid: Grid, message_ids: list[str]) -> Iterator[Message]:

@@ -193,23 +193,29 @@ def _show_roster(newest: SignedRoster, as_json: bool) -> None:
     from protocol.consortium.documents import day_of
     from protocol.consortium.enrolment import keys_fingerprint
 
-    members = [
-        {
-            "name": entry.name,
-            "member_id": entry.member_id,
-            "fingerprint": keys_fingerprint(entry.public_key, entry.supernode_key),
-            "expires": day_of(entry.expires),
-            "expired": entry.expired(time.time()),
-        }
-        for entry in newest.members
-    ]
+    now = time.time()
     if as_json:
+        members = [
+            {
+                "name": entry.name,
+                "member_id": entry.member_id,
+                "fingerprint": keys_fingerprint(entry.public_key, entry.supernode_key),
+                "expires": day_of(entry.expires),
+                "expired": entry.expired(now),
+            }
+            for entry in newest.members
+        ]
         head = {"version": newest.version, "digest": newest.digest}
         print_json({"consortium": newest.consortium, **head, "members": members})
         return
     title = f"{newest.consortium}, roster version {newest.version}, digest {newest.digest}"
     rows = [
-        [m["name"], m["fingerprint"], f"{m['expires']}{' (ended)' * m['expired']}"] for m in members
+        [
+            entry.name,
+            keys_fingerprint(entry.public_key, entry.supernode_key),
+            f"{day_of(entry.expires)}{' (ended)' if entry.expired(now) else ''}",
+        ]
+        for entry in newest.members
     ]
     print_table(["firm", "fingerprint", "until"], rows, title=title)
 

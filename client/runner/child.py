@@ -12,6 +12,7 @@ from client.runner.backoff import Backoff
 
 # Who ran this long was well; what ended it is no reason to wait long.
 HEALTHY_SECONDS = 60.0
+_LAST_LINES_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Child:
         self._started = 0.0
         self._start_at = 0.0
         self._asked = False
+        self._listener: threading.Thread | None = None
 
     @property
     def pid(self) -> int | None:
@@ -73,6 +75,9 @@ class Child:
         if status is None:
             return None
         self._process = None
+        if self._listener:
+            # Its last lines say why it ended.
+            self._listener.join(_LAST_LINES_SECONDS)
         ran = now - self._started
         asked, self._asked = self._asked, False
         if ran >= HEALTHY_SECONDS:
@@ -117,7 +122,8 @@ class Child:
         )
         self._started = now
         self.num_starts += 1
-        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         if process.stdout:

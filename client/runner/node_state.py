@@ -9,15 +9,18 @@ from enum import StrEnum
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _SILENT = "Connection attempt failed, retrying"
 _BACK = "Connection successful after"
+_REFUSED = "Failed to activate SuperNode"
 
 
 class NodeState(StrEnum):
-    """connecting: started, and not yet let in. unreachable: it keeps trying."""
+    """connecting: started, and not yet let in. unreachable: it keeps trying. refused: it is about
+    to end, as the coordinator knows its key not, or no longer."""
 
     STOPPED = "stopped"
     CONNECTING = "connecting"
     CONNECTED = "connected"
     UNREACHABLE = "unreachable"
+    REFUSED = "refused"
 
 
 def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[NodeState, int | None]:
@@ -31,6 +34,8 @@ def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[Node
         return NodeState.CONNECTED, int(found[1])
     if _SILENT in line:
         return NodeState.UNREACHABLE, node_id
+    if _REFUSED in line:
+        return NodeState.REFUSED, node_id
     if _BACK in line:
         return (NodeState.CONNECTED if node_id else NodeState.CONNECTING), node_id
     return before, node_id

@@ -54,8 +54,8 @@ def ask_coordinator(address: str, root_certificates: Path) -> Reached | NotReach
     return Reached(time.time() - theirs)
 
 
-def explain_end(graceful: bool, answer: Reached | NotReached) -> str:
-    """Why a SuperNode that nobody stopped has ended. graceful: with exit status 0."""
+def explain_end(refused: bool, answer: Reached | NotReached) -> str:
+    """Why a SuperNode that nobody stopped has ended. refused: the coordinator had answered it."""
     if isinstance(answer, NotReached):
         return answer.why
     ahead = answer.clock_ahead_seconds
@@ -65,8 +65,7 @@ def explain_end(graceful: bool, answer: Reached | NotReached) -> str:
             f"This machine's clock is {abs(ahead):.0f} s {side} the coordinator's, so it refuses "
             "what this site signs. Set the clock (NTP)."
         )
-    if graceful:
-        # Flower ends its SuperNode like this where the coordinator answers 401, and only there.
+    if refused:
         return (
             "The coordinator answers, and does not accept this site's key: it was not admitted "
             "yet, its membership has expired, or it was expelled. Ask the coordinator."

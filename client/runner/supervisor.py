@@ -100,12 +100,14 @@ class Supervisor:
         if self._supernode.num_starts > starts:
             self._set_node(NodeState.CONNECTING)
             self._log.say(f"SuperNode started for {self._launch.coordinator.address}.")
-        if ended:
-            self._set_node(NodeState.STOPPED)
         if ended and not ended.asked:
             self._log.say(f"The SuperNode ended {_again(ended)}", "WARNING")
+            # Status 0 without being asked: Flower ends its SuperNode so where it is answered 401.
+            refused = ended.status == 0 or self._node[0] is NodeState.REFUSED
             # Asking may take seconds in which the other child must not wait.
-            threading.Thread(target=self._explain, args=(ended,), daemon=True).start()
+            threading.Thread(target=self._explain, args=(refused,), daemon=True).start()
+        if ended:
+            self._set_node(NodeState.STOPPED)
 
     def _tick_supernode(self) -> Ended | None:
         if self._supernode.pid is None:
@@ -155,11 +157,11 @@ class Supervisor:
     def _runner_wrote(self, line: str) -> None:
         self._log.heard("runner", line, shown=True)
 
-    def _explain(self, ended: Ended) -> None:
+    def _explain(self, refused: bool) -> None:
         certificates = self._launch.coordinator.root_certificates
         if certificates and not self._stop.is_set():
             answer = ask_coordinator(self._launch.coordinator.address, certificates)
-            self._tell(explain_end(ended.status == 0, answer))
+            self._tell(explain_end(refused, answer))
 
     def _tell(self, text: str, problem: bool = True) -> None:
         """Say it once: a lasting problem must not fill the log."""

@@ -11,13 +11,18 @@ from pathlib import Path
 from protocol.errors import FoedusError
 
 VARIABLE = "FOEDUS_PASSPHRASE"
+# For service managers, which hand secrets over as files.
+FILE_VARIABLE = "FOEDUS_PASSPHRASE_FILE"
 
 
 def read_passphrase(file: Path | None = None) -> bytes | None:
-    """The first line of `file`, else the variable FOEDUS_PASSPHRASE, else None: no passphrase.
+    """The first line of `file`, else of the file that FOEDUS_PASSPHRASE_FILE names, else the
+    variable FOEDUS_PASSPHRASE, else None: no passphrase.
 
     Errors: FoedusError where the file is missing or its first line empty.
     """
+    if file is None and (named := os.environ.get(FILE_VARIABLE)):
+        file = Path(named)
     if file is None:
         return os.environ.get(VARIABLE, "").encode() or None
     try:

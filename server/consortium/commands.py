@@ -9,26 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.consortium.options import AsJson, Consortium
+
 if TYPE_CHECKING:
     from protocol.consortium.chain import SignedRoster
     from protocol.consortium.enrolment import EnrolmentRequest
     from server.consortium.folder import ConsortiumFolder
     from server.consortium.roster_change import Outcome
 
-Consortium = Annotated[
-    Path,
-    typer.Option("--consortium", envvar="FOEDUS_CONSORTIUM", help="The consortium's folder."),
-]
-PassphraseFile = Annotated[
-    Path | None,
-    typer.Option(help="Its first line opens the keys; else FOEDUS_PASSPHRASE, else none."),
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 AlsoKnownAs = Annotated[
     list[str] | None,
     typer.Option(help="A further host name or address of the certificate; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +45,10 @@ def init(
     ] = 0,
     control_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback only.")] = 9444,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback only.")] = 9445,
-    passphrase_file: PassphraseFile = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="Its first line encrypts the keys; else FOEDUS_PASSPHRASE, else none."),
+    ] = None,
 ) -> None:
     """Found a consortium: its authority and certificate, the coordinator's key, an empty roster.
 
@@ -77,6 +73,7 @@ def init(
         public_port=port,
         control_port=control_port,
         metrics_port=metrics_port,
+        passphrase_file=str(passphrase_file.resolve()) if passphrase_file else "",
     )
     invitation = found_consortium(
         folder,
@@ -99,7 +96,6 @@ def admit(
         list[str] | None,
         typer.Option(help="A firm's, as read to you, instead of being asked; may be repeated."),
     ] = None,
-    passphrase_file: PassphraseFile = None,
     yes: Yes = False,
 ) -> None:
     """Admit firms, renew members or give them new keys, as their requests ask.
@@ -117,7 +113,7 @@ def admit(
     version = admitted(versions, read, settings.member_days, int(time.time()))
     if fingerprint:
         _expect_fingerprints(read, fingerprint)
-    _change(folder, version, passphrase_file, yes or bool(fingerprint))
+    _change(folder, version, yes or bool(fingerprint))
 
 
 def _expect_fingerprints(requests: list[EnrolmentRequest], given: list[str]) -> None:
@@ -137,23 +133,20 @@ def adopt(
         list[Path], typer.Argument(metavar="ENDORSEMENT…", help="Signed by members.")
     ],
     consortium: Consortium = Path("."),
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Bring a proposed change into force with the signatures of members."""
     from protocol.consortium.endorsement import Endorsement
-    from protocol.consortium.passphrase import read_passphrase
     from server.consortium.folder import ConsortiumFolder
     from server.consortium.roster_change import adopt_proposal
 
     read = [Endorsement.read(path) for path in endorsements]
-    passphrase = read_passphrase(passphrase_file)
-    _report(adopt_proposal(ConsortiumFolder(consortium), read, passphrase))
+    folder = ConsortiumFolder(consortium)
+    _report(adopt_proposal(folder, read, folder.passphrase()))
 
 
 def expel(
     name: Annotated[str, typer.Argument(help="The member's name in the roster.")],
     consortium: Consortium = Path("."),
-    passphrase_file: PassphraseFile = None,
     yes: Yes = False,
 ) -> None:
     """Expel a member. Its site is shut out within seconds, and its keys never come back."""
@@ -162,13 +155,12 @@ def expel(
 
     folder = ConsortiumFolder(consortium)
     version = expelled(folder.chain()[-1], name, int(time.time()))
-    _change(folder, version, passphrase_file, yes)
+    _change(folder, version, yes)
 
 
 def require_signatures(
     signatures: Annotated[int, typer.Argument(min=0, help="Members who must sign each change.")],
     consortium: Consortium = Path("."),
-    passphrase_file: PassphraseFile = None,
     yes: Yes = False,
 ) -> None:
     """Change how many members must sign a change of the roster; under the rule in force now."""
@@ -179,34 +171,30 @@ def require_signatures(
 
     folder = ConsortiumFolder(consortium)
     version = next_version(folder.chain()[-1], int(time.time()))
-    _change(folder, replace(version, signatures_needed=signatures), passphrase_file, yes)
+    _change(folder, replace(version, signatures_needed=signatures), yes)
 
 
 def rotate_key(
     consortium: Consortium = Path("."),
-    passphrase_file: PassphraseFile = None,
     yes: Yes = False,
 ) -> None:
     """Give the coordinator a new key. Members follow by the roster; there is a new invitation.
 
     Start `foedus server up` again after that.
     """
-    from protocol.consortium.passphrase import read_passphrase
     from server.consortium.folder import ConsortiumFolder
     from server.consortium.roster_change import rotate_coordinator_key
 
     folder = ConsortiumFolder(consortium)
     if not yes:
         typer.confirm("Give the coordinator a new key?", abort=True, err=True)
-    passphrase = read_passphrase(passphrase_file)
-    _report(rotate_coordinator_key(folder, passphrase, int(time.time())))
+    _report(rotate_coordinator_key(folder, folder.passphrase(), int(time.time())))
     typer.echo(f"The invitation is of {folder.read_invitation().fingerprint} now.")
 
 
 def renew(
     consortium: Consortium = Path("."),
     also_known_as: AlsoKnownAs = None,
-    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a new server certificate by the same authority, and the invitation fit the address.
 
@@ -214,16 +202,12 @@ def renew(
     """
     import datetime
 
-    from protocol.consortium.passphrase import read_passphrase
     from server.consortium.folder import ConsortiumFolder
     from server.consortium.founding import renew_server_certificate
 
-    certificate = renew_server_certificate(
-        ConsortiumFolder(consortium),
-        also_known_as or (),
-        read_passphrase(passphrase_file),
-        datetime.datetime.now(datetime.UTC),
-    )
+    folder = ConsortiumFolder(consortium)
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = renew_server_certificate(folder, also_known_as or (), folder.passphrase(), now)
     typer.echo(f"The server's certificate is valid until {certificate.not_valid_after_utc:%F}.")
 
 
@@ -235,11 +219,8 @@ def members(consortium: Consortium = Path("."), as_json: AsJson = False) -> None
     print_members(ConsortiumFolder(consortium), as_json)
 
 
-def _change(
-    folder: ConsortiumFolder, version: SignedRoster, passphrase_file: Path | None, yes: bool
-) -> None:
+def _change(folder: ConsortiumFolder, version: SignedRoster, yes: bool) -> None:
     """Say what changes, ask, and do it."""
-    from protocol.consortium.passphrase import read_passphrase
     from protocol.consortium.roster_changes import describe_changes
     from protocol.errors import FoedusError
     from server.consortium.roster_change import change_roster
@@ -252,7 +233,7 @@ def _change(
         typer.echo(f"  {change}")
     if not yes:
         typer.confirm("Do so? Fingerprints compared by telephone?", abort=True, err=True)
-    _report(change_roster(folder, version, read_passphrase(passphrase_file)))
+    _report(change_roster(folder, version, folder.passphrase()))
 
 
 def _report(outcome: Outcome) -> None:

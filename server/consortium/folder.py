@@ -11,6 +11,7 @@ from pathlib import Path
 from protocol.consortium.chain import SignedRoster, read_chain
 from protocol.consortium.identity import Identity, load_identity
 from protocol.consortium.invitation import Invitation
+from protocol.consortium.passphrase import read_passphrase
 from protocol.errors import FoedusError
 from protocol.settings_file import read_settings
 from server.consortium.settings import ConsortiumSettings
@@ -110,6 +111,14 @@ class ConsortiumFolder:
                 "Give --consortium DIR, or make one with `foedus server init`."
             )
         return read_settings(ConsortiumSettings, self.settings_file, "a consortium's settings")
+
+    def passphrase(self) -> bytes | None:
+        """What opens the coordinator's and the authority's keys; None where they are open.
+
+        Errors: FoedusError where the file that the settings name is missing or empty.
+        """
+        file = self.settings().passphrase_file
+        return read_passphrase(self.path / file if file else None)
 
     def read_invitation(self) -> Invitation:
         """Errors: FoedusError where it is missing or was altered."""

@@ -40,6 +40,9 @@ class ConsortiumSettings:
         maximum=25.0,
         doc="how long a site's question for messages waits for one; Flower gives up after 30",
     )
+    passphrase_file: str = setting(
+        "", doc="file whose first line opens the keys; empty = the variable FOEDUS_PASSPHRASE"
+    )
     member_days: int = setting(365, minimum=1, doc="how long an admission holds")
     server_certificate_days: int = setting(
         397, minimum=1, maximum=825, doc="how long a new server certificate holds"

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from protocol.errors import FoedusError
+from server.consortium.options import Consortium
 
 
 class LogFormat(StrEnum):
@@ -25,9 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    consortium: Annotated[
-        Path, typer.Option(envvar="FOEDUS_CONSORTIUM", help="The consortium's folder.")
-    ] = Path("."),
+    consortium: Consortium = Path("."),
     log_format: Annotated[
         LogFormat, typer.Option(help="Form of the log on stderr.")
     ] = LogFormat.TEXT,

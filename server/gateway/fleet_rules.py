@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import cast
 
@@ -25,11 +26,21 @@ from server.gateway.uploads import Uploads
 
 
 class FleetRules:
-    """Blocks on the database; not for the event loop, except `note`."""
+    """Blocks on the database; not for the event loop, except `note`.
+
+    sign_off: takes a node for offline. A node that died without a word counts as online until its
+    heartbeats are missed, and SuperLink turns it away so long, although it has proved who it is.
+    """
 
     def __init__(
-        self, belongings: Belongings, uploads: Uploads, unread: UnreadBytes, limits: Limits
+        self,
+        belongings: Belongings,
+        uploads: Uploads,
+        unread: UnreadBytes,
+        limits: Limits,
+        sign_off: Callable[[int], object],
     ) -> None:
+        self._sign_off = sign_off
         self._belongings = belongings
         self._uploads = uploads
         self._unread = unread
@@ -40,7 +51,9 @@ class FleetRules:
 
         Errors: Refused.
         """
-        if path == paths.PUSH_MESSAGES:
+        if path == paths.ACTIVATE:
+            self._sign_off(node_id)
+        elif path == paths.PUSH_MESSAGES:
             self._check_reply(cast(PushMessagesRequest, message), node_id)
         elif path == paths.PUSH_OBJECT:
             return self._check_push(cast(PushObjectRequest, message), node_id)

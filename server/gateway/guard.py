@@ -28,6 +28,7 @@ from server.gateway.member_api import MemberApi
 from server.gateway.message_checks import parse
 from server.gateway.node_identity import NodeGate, claimed_node
 from server.gateway.observing import Observer, Served
+from server.gateway.redelivery import Redelivery
 from server.gateway.refused import Reason, Refused
 
 _PROTOBUF = PROTOBUF_MEDIA_TYPE.encode()
@@ -45,6 +46,8 @@ _PASSED_HEADERS = frozenset(
         b"flwr-component-name",
     }
 )
+
+SMALL_BODY_BYTES = 64 << 10
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Guard:
         superlink: ASGIApp,
         gate: NodeGate,
         rules: FleetRules,
+        redelivery: Redelivery,
         board: ArrivalBoard,
         members: MemberApi,
         limits: Limits,
@@ -73,6 +77,7 @@ class Guard:
         self._superlink = superlink
         self._gate = gate
         self._rules = rules
+        self._redelivery = redelivery
         self._board = board
         self._members = members
         self._limits = limits
@@ -132,7 +137,7 @@ class Guard:
             ((name, value) for name, value in headers.items() if name in _PASSED_HEADERS),
             scope.get("client"),
         )
-        async with self._turns[node_id]:
+        async with self._turn(node_id, headers):
             body = await read_body(
                 receive,
                 headers,
@@ -150,8 +155,18 @@ class Guard:
                     reply = await call(self._superlink, onward, body)
                     self._rules.note(path, message, node_id, pushed_to, reply)
                 return reply
+        await asyncio.to_thread(self._redelivery.before_question, node_id)
         poll = HeldPoll(self._board, node_id, self._limits.long_poll_seconds)
         return await poll.answer(lambda: call(self._superlink, onward, body), receive)
+
+    def _turn(
+        self, node_id: int, headers: Mapping[bytes, bytes]
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Large bodies wait for each other; a heartbeat does not wait for them."""
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) <= SMALL_BODY_BYTES:
+            return contextlib.nullcontext()
+        return self._turns[node_id]
 
     async def _send(self, incoming: Incoming, send: Send, reply: Reply) -> None:
         """Whoever does not read its answer loses the connection: uvicorn closes unfinished ones."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,12 +30,20 @@ class _Arriving:
     progress_at: float
 
 
+class Waiting:
+    """One node's question. bell: set when there may be something to answer."""
+
+    def __init__(self) -> None:
+        self.bell = asyncio.Event()
+        self.superseded = False
+
+
 class ArrivalBoard:
-    """Lives in one event loop; none of its methods blocks."""
+    """Lives in one event loop; none of its methods blocks. A node has one question at a time."""
 
     def __init__(self) -> None:
         self._arriving: dict[str, _Arriving] = {}
-        self._bells: dict[int, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: dict[int, Waiting] = {}
         self.closing = False
 
     def announce(self, message_id: str, node_id: int, missing: Iterable[str]) -> None:
@@ -68,34 +75,36 @@ class ArrivalBoard:
         return any(arriving.node_id == node_id for arriving in self._arriving.values())
 
     @contextmanager
-    def waiting(self, node_id: int) -> Iterator[asyncio.Event]:
-        """An event that is set whenever a message for the node is complete, and at closing."""
-        bell = asyncio.Event()
-        self._bells[node_id].add(bell)
+    def waiting(self, node_id: int) -> Iterator[Waiting]:
+        """Rung whenever a message for the node is complete, at closing, and when the node asks
+        again: then the connection of the older question is most likely dead."""
+        waiting = Waiting()
+        if older := self._waiting.get(node_id):
+            older.superseded = True
+            older.bell.set()
+        self._waiting[node_id] = waiting
         if self.closing:
-            bell.set()
+            waiting.bell.set()
         try:
-            yield bell
+            yield waiting
         finally:
-            self._bells[node_id].discard(bell)
-            if not self._bells[node_id]:
-                del self._bells[node_id]
+            if self._waiting.get(node_id) is waiting:
+                del self._waiting[node_id]
 
     @property
     def held(self) -> int:
         """How many polls wait now."""
-        return sum(len(bells) for bells in self._bells.values())
+        return len(self._waiting)
 
     def close(self) -> None:
         """Wake everyone; from now on nobody waits."""
         self.closing = True
-        for bells in self._bells.values():
-            for bell in bells:
-                bell.set()
+        for waiting in self._waiting.values():
+            waiting.bell.set()
 
     def _ring(self, node_id: int) -> None:
-        for bell in self._bells.get(node_id, ()):
-            bell.set()
+        if waiting := self._waiting.get(node_id):
+            waiting.bell.set()
 
 
 class HeldPoll:
@@ -116,14 +125,16 @@ class HeldPoll:
         until = time.monotonic() + self._hold_seconds
         reply: Reply | None = None
         try:
-            with self._board.waiting(self._node_id) as bell:
+            with self._board.waiting(self._node_id) as waiting:
                 if not self._board.is_arriving(self._node_id):
                     reply = await ask()
                 while reply is None or _is_empty(reply):
-                    rung = await _rings(bell, gone, until - time.monotonic())
+                    rung = await _rings(waiting.bell, gone, until - time.monotonic())
+                    if waiting.superseded:
+                        raise ClientGone
                     if not rung and reply is not None:
                         break
-                    bell.clear()
+                    waiting.bell.clear()
                     reply = await ask()
                     if not rung or self._board.closing:
                         break

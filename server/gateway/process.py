@@ -78,7 +78,7 @@ async def _serve(
     guard = Guard(
         superlink,
         gate,
-        FleetRules(belongings, uploads, unread, limits),
+        FleetRules(belongings, uploads, unread, limits, state.deactivate_node),
         board,
         MemberApi(lambda: roster.chain, handlers, limits),
         limits,

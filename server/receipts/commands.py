@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from server.consortium.options import AsJson, Consortium
+
 if TYPE_CHECKING:
     from server.receipts.review import Review, ReviewedReply
 
@@ -25,14 +27,11 @@ def received(
     name: Annotated[
         str, typer.Argument(help="The run's name, as `foedus server status` lists it.")
     ],
-    consortium: Annotated[
-        Path,
-        typer.Option("--consortium", envvar="FOEDUS_CONSORTIUM", help="The consortium's folder."),
-    ] = Path("."),
+    consortium: Consortium = Path("."),
     verify: Annotated[
         bool, typer.Option("--verify", help="Exit status 1 where chain or signatures are wrong.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Every reply of a run's sites, admitted or not, and whether its site has signed for it.
 

@@ -17,7 +17,6 @@ from protocol.chained_lines import Position
 from protocol.consortium.countersignature import CountersignedReceipt, SentReply, SignedReceipt
 from protocol.consortium.countersigned_file import CountersignedFile
 from protocol.consortium.identity import Identity
-from protocol.consortium.passphrase import read_passphrase
 from protocol.consortium.signed_roster import MemberEntry
 from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
@@ -54,7 +53,7 @@ class CountersigningDesk:
     @classmethod
     def of(cls, folder: ConsortiumFolder) -> CountersigningDesk:
         """The desk of a consortium. Errors: FoedusError where its folder or key does not open."""
-        coordinator, name = folder.coordinator(read_passphrase()), folder.settings().name
+        coordinator, name = folder.coordinator(folder.passphrase()), folder.settings().name
         return cls(name, coordinator, folder.nodes, folder.runs, folder.receipts)
 
     def push(self, member: MemberEntry, query: Mapping[str, str], body: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from server.consortium.options import AsJson, Consortium
+
 if TYPE_CHECKING:
     from server.runs.folder import RunFolder
     from server.runs.follow import Display
@@ -22,12 +24,7 @@ if TYPE_CHECKING:
 # As a shell gives for a command that Ctrl-C ended.
 _DETACHED = 130
 
-Consortium = Annotated[
-    Path,
-    typer.Option(envvar="FOEDUS_CONSORTIUM", help="The consortium's folder."),
-]
 Name = Annotated[str, typer.Argument(help="The run's name, as `foedus server status` lists it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JsonLinesToo = Annotated[bool, typer.Option("--json", help="One JSON object a line and event.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Start it and do not wait for its end.")]
 
@@ -78,7 +75,10 @@ def run(
     from server.runs.lifecycle import runs_of
 
     runs = runs_of(consortium)
-    _watch(runs, runs.start(name, overrides or []), detach, as_json)
+    started = runs.start(name, overrides or [])
+    _tell_launched(started, as_json)
+    if not detach:
+        _watch(runs, started, as_json)
 
 
 def resume(
@@ -91,7 +91,10 @@ def resume(
     from server.runs.lifecycle import runs_of
 
     runs = runs_of(consortium)
-    _watch(runs, runs.resume(name), detach, as_json)
+    resumed = runs.resume(name)
+    _tell_launched(resumed, as_json)
+    if not detach:
+        _watch(runs, resumed, as_json)
 
 
 def stop(name: Name, consortium: Consortium = Path("."), as_json: AsJson = False) -> None:
@@ -119,8 +122,7 @@ def status(
     if follow:
         if not name:
             raise typer.BadParameter("--follow expects the name of one run.")
-        runs.run(name).read()
-        _watch(runs, runs.run(name), detach=False, as_json=as_json)
+        _watch(runs, run_named(consortium, name), as_json)
         return
     told = report(runs, name)
     if as_json:
@@ -129,18 +131,20 @@ def status(
     _show(Console(), told)
 
 
-def _watch(runs: Runs, run: RunFolder, detach: bool, as_json: bool) -> None:
+def _tell_launched(run: RunFolder, as_json: bool) -> None:
+    if as_json:
+        launched = {"event": "launched", "name": run.name, "folder": str(run.path)}
+        print(json.dumps(launched), flush=True)
+    else:
+        Console().print(Text(f"Run {run.name} is started; its folder is {run.path}."))
+
+
+def _watch(runs: Runs, run: RunFolder, as_json: bool) -> None:
     """Show the run until it ends and leave with its status."""
     from server.runs.folder import RunStatus
     from server.runs.follow import Bars, JsonLines, PlainLines, follow
 
     console = Console()
-    if not as_json:
-        console.print(Text(f"Run {run.name} is started; its folder is {run.path}."))
-    elif detach:
-        print(json.dumps({"event": "launched", "name": run.name, "folder": str(run.path)}))
-    if detach:
-        return
     display: Display = JsonLines()
     if not as_json:
         display = Bars(console) if console.is_terminal else PlainLines(console)
@@ -166,7 +170,7 @@ def _show(console: Console, told: Report) -> None:
     for run in told.runs:
         # Text, because messages and names may hold what rich takes for its own markup.
         runs.add_row(*(Text(cell) for cell in _cells(run)))
-    console.print(runs)
+    console.print(runs if told.runs else "No run yet: foedus server run starts one.")
     sites = Table("site", "node", "answers")
     for site in told.sites:
         sites.add_row(Text(site.name), site.node_id or "-", site.status)

@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from client.cli import app
 from client.consent import ConsentBook, ConsentDesk, Decision, consent_digest

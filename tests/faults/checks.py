@@ -27,7 +27,8 @@ def expect_survived(scene: Scene) -> Outcome:
     expect_right_cohorts(scene)
     for site in scene.sites:
         expect_sound_budget(scene, site)
-        expect_both_sides_agree(scene, site)
+        if site is not scene.victim or scene.scenario.honest:
+            expect_both_sides_agree(scene, site)
     for said in scene.scenario.said:
         assert scene.was_said(said), f"{said.text!r} was not said at the {said.where}"
     return outcome

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from server.gateway.state_file import read_gateway_state
 from server.runs.control import CoordinatorDown
 from server.runs.lifecycle import Runs
 from server.runs.node_names import read_node_ids
+from tests.faults.disk import SmallDisk
 from tests.faults.processes import Started, descendants, is_alive, send, wait_for, words_of
 from tests.faults.route import Route
 from tests.small_runs import LABELS, clause_records, write_records
@@ -34,8 +33,6 @@ from tests.small_runs import LABELS, clause_records, write_records
 BIN = Path(sys.executable).parent
 NAME = "faults"
 NUM_SITES = 3
-# Of a round's phases the longest, training, has 0.6 of it; so long a lost site is waited for.
-DEADLINE_SECONDS = 45
 SETTINGS = (
     f"task.labels=[{','.join(LABELS)}]",
     "adapter.last_layers=1",
@@ -43,7 +40,6 @@ SETTINGS = (
     "model.max_tokens=16",
     "federation.min_cohort=2",
     "federation.quorum=2",
-    f"federation.deadline_seconds={DEADLINE_SECONDS}",
 )
 PRIVATE_AND_MASKED = (
     "privacy=dp",
@@ -184,6 +180,11 @@ class SiteAtWork:
         if self._up:
             self._up.kill()
 
+    def ask_to_end(self) -> None:
+        """SIGTERM; `end` waits for what follows."""
+        if self._up:
+            self._up.ask_to_end()
+
     def end(self) -> None:
         """SIGTERM, and then no process is left."""
         if self._up:
@@ -207,8 +208,7 @@ class Deployment:
         self.sites = tuple(self._join(number, ports[0]) for number in range(1, NUM_SITES + 1))
         requests = [site.folder / "request.json" for site in self.sites]
         foedus("server", "admit", *requests, "--consortium", path, "--yes")
-        for site in self.sites:
-            shutil.copy(self.coordinator.folder.roster, site.folder / "roster.jsonl")
+        self.disks = self._mounted()
 
     def make_whole(self) -> None:
         """Start what does not run and wait until every site can be asked."""
@@ -220,8 +220,7 @@ class Deployment:
             site.route.bytes_per_second = 0
             if not site.is_up:
                 site.start()
-        for site in self.sites:
-            wait_for(f"{site.name} connected", lambda site=site: site.is_connected)
+        wait_for("every site connected", lambda: all(site.is_connected for site in self.sites))
         wait_for("every node online", lambda: self.coordinator.nodes_online() == NUM_SITES)
 
     def node_id(self, site: SiteAtWork) -> int:
@@ -235,17 +234,29 @@ class Deployment:
         """End every process, and look that none is left."""
         known = self.family()
         for site in self.sites:
-            with suppress(ProcessLookupError):
-                site.end()
+            site.ask_to_end()
+        for site in self.sites:
+            site.end()
         self.coordinator.end()
         for site in self.sites:
             site.route.close()
+        for disk in self.disks.values():
+            disk.unmount()
         left = [words_of(pid) for pid in known | descendants(known) if is_alive(pid)]
         assert not left, f"left over: {left}"
 
     def family(self) -> set[int]:
         """Every process of the deployment."""
         return self.coordinator.family().union(*(site.family() for site in self.sites))
+
+    def _mounted(self) -> dict[str, SmallDisk]:
+        """Disks of their own for one site's state and for the runs, where mounting is allowed."""
+        folders = {"runs": self.coordinator.folder.runs}
+        folders[self.sites[-1].name] = self.sites[-1].folder / "state"
+        try:
+            return {name: SmallDisk(folder) for name, folder in folders.items()}
+        except OSError:
+            return {}
 
     def _join(self, number: int, public_port: int) -> SiteAtWork:
         """A firm that was invited to a way of its own."""

@@ -10,6 +10,8 @@ from protocol.secure_aggregation.wire import Phase
 from tests.faults.processes import is_alive, send, wait_for
 from tests.faults.scene import Scenario, Scene
 
+# Sites take up to a quarter of a minute to find a coordinator again that was away.
+_UNHURRIED_SECONDS, _HURRIED_SECONDS = 180, 60
 _ALL = "every round with all three sites"
 _SITE = "the round with the two others or all three, the next with all three"
 
@@ -96,6 +98,7 @@ def _killed() -> Iterator[Scenario]:
                 _ALL if target.shared else _SITE,
                 _kill(target, moment),
                 rounds=2,
+                deadline_seconds=_UNHURRIED_SECONDS if target.shared else _HURRIED_SECONDS,
                 cohorts={} if target.shared else {1: {2, 3}},
             )
 
@@ -125,6 +128,7 @@ KILLS = (
         _ALL,
         _cut_power_at_coordinator,
         rounds=2,
+        deadline_seconds=_UNHURRIED_SECONDS,
     ),
     Scenario(
         "power-cut-at-site",

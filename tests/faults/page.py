@@ -62,7 +62,7 @@ def _cells(scenario: Scenario, outcome: Outcome) -> Iterator[str]:
     yield scenario.fault
     yield scenario.when
     yield scenario.holds
-    resumed = f"; resumed {outcome.starts - 1}×" if outcome.starts > 1 else ""
+    resumed = f"; resumed {outcome.starts - 1} times" if outcome.starts > 1 else ""
     yield " ".join(map(str, outcome.admitted)) + resumed
     yield "-" if outcome.recovery_seconds is None else f"{outcome.recovery_seconds:.0f}"
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +17,10 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 240.0
 _LOOK_SECONDS = 0.005
 _END_SECONDS = 40.0
-_EXECUTABLE_AND_ARGUMENTS = "cmdline"
 
 
 def wait_for(what: str, found: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """The first value of `found` that is not None or False. Errors: AssertionError naming `what`."""
+    """The first value of `found` but None and False. Errors: AssertionError naming `what`."""
     give_up = time.monotonic() + seconds
     while True:
         value = found()
@@ -72,10 +71,14 @@ class Started:
         self._process.kill()
         self._process.wait()
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, which it passes on."""
+        self._process.terminate()
+
     def end(self) -> None:
         """SIGTERM, and after a while SIGKILL, to it and all that is left of its family."""
         family = self.family()
-        self._process.terminate()
+        self.ask_to_end()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         for pid in family | self.family():
@@ -89,13 +92,13 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def freeze(pids: Sequence[int]) -> None:
+def freeze(pids: Collection[int]) -> None:
     """Stop processes as they are: alive, and deaf."""
     for pid in pids:
         send(pid, signal.SIGSTOP)
 
 
-def thaw(pids: Sequence[int]) -> None:
+def thaw(pids: Collection[int]) -> None:
     """Let them go on."""
     for pid in pids:
         send(pid, signal.SIGCONT)
@@ -113,9 +116,10 @@ def is_alive(pid: int) -> bool:
 def words_of(pid: int) -> str:
     """Its command line; empty where it is gone."""
     try:
-        return Path(f"/proc/{pid}/{_EXECUTABLE_AND_ARGUMENTS}").read_bytes().replace(b"\0", b" ").decode()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
+    return words.replace(b"\0", b" ").decode(errors="replace")
 
 
 def descendants(pids: set[int]) -> set[int]:

@@ -35,8 +35,10 @@ class Said:
 class Scenario:
     """A row of the table. act: begins the run, waits for the phase, injects, repairs if need be.
 
+    deadline_seconds: of a round; training has 0.6 of it, so long a lost site is waited for.
     cohorts: round -> numbers of admitted sites that are right, where not all of them must be.
-    aggregated: rounds that may end without a sum. said: what people are told.
+    lost_rounds: those that may end without a sum. said: what people are told. needs: why it cannot
+    run on this machine; empty = it can. honest: the site with the fault keeps honest receipts.
     """
 
     name: str
@@ -45,10 +47,13 @@ class Scenario:
     holds: str
     act: Callable[[Scene], None]
     rounds: int = 3
+    deadline_seconds: int = 60
     settings: tuple[str, ...] = PRIVATE_AND_MASKED
     cohorts: dict[int, set[int]] = field(default_factory=dict)
     lost_rounds: frozenset[int] = frozenset()
     said: tuple[Said, ...] = ()
+    honest: bool = True
+    needs: Callable[[Deployment], str] = lambda deployment: ""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,11 @@ class Scene:
     def begin(self) -> None:
         """Start the run."""
         overrides = (*SETTINGS, *self.scenario.settings)
-        rounds = f"federation.rounds={self.scenario.rounds}"
-        self.coordinator.runs.start(self.scenario.name, [*overrides, rounds])
+        size = (
+            f"federation.rounds={self.scenario.rounds}",
+            f"federation.deadline_seconds={self.scenario.deadline_seconds}",
+        )
+        self.coordinator.runs.start(self.scenario.name, [*overrides, *size])
 
     def status(self) -> RunStatus:
         """Where it stands by its files."""
@@ -182,9 +190,10 @@ class Scene:
         if self._marked is None:
             return None
         for event in self.events():
+            if event.kind != "round_finished":
+                continue
             at = datetime.fromisoformat(event.time).timestamp()
-            everybody = len(event.values.get("admitted", ())) == len(self.sites)
-            if event.kind == "round_finished" and at >= self._marked and everybody:
+            if at >= self._marked and len(event.values["admitted"]) == len(self.sites):
                 return at - self._marked
         return None
 

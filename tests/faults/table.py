@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from tests.faults.hostility import HOSTILITY
 from tests.faults.kills import KILLS
+from tests.faults.outages import OUTAGES
 from tests.faults.scene import Scenario
+from tests.faults.storage import STORAGE
 
-SCENARIOS: tuple[Scenario, ...] = KILLS
+SCENARIOS: tuple[Scenario, ...] = (*KILLS, *OUTAGES, *STORAGE, *HOSTILITY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,6 +26,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_run_survives(deployment: Deployment, scenario: Scenario) -> None:
+    if reason := scenario.needs(deployment):
+        pytest.skip(reason)
     deployment.make_whole()
     scene = Scene(deployment, scenario)
     scenario.act(scene)

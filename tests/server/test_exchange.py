@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Message
+import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 from protocol.messages import train_request
 from server.exchange import Exchange, exchange
@@ -69,6 +72,43 @@ def test_what_would_come_after_the_deadline_is_not_waited_for() -> None:
     outcome, heard = ask(InProcessGrid(little_app(slow), 4), 4, 0.1)
     assert [node for node, _ in heard] == [1]
     assert outcome.silent == (2, 3, 4)
+
+
+class LosingGrid(InProcessGrid):
+    """Answers for one node as SuperLink does where a node is offline or its reply was lost."""
+
+    lost, code = 2, ErrorCode.NODE_UNAVAILABLE
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for reply in super().pull_messages(message_ids):
+            if reply.metadata.src_node_id == self.lost:
+                answers = reply.metadata.reply_to_message_id
+                reply = Message(Error(self.code, "gone"), reply_to=reply)
+                reply.metadata.__dict__.update(_src_node_id=1, _reply_to_message_id=answers)
+            yield reply
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ],
+)
+def test_a_site_that_superlink_answers_for_is_silent_and_accused_of_nothing(code: int) -> None:
+    grid = LosingGrid(little_app(), 3)
+    grid.code = code
+    outcome, heard = ask(grid, 3, 5.0)
+    assert [node for node, _ in heard] == [1, 3]
+    assert outcome.silent == (2,) and outcome.seconds < 1.0
+
+
+def test_an_error_that_superlink_does_not_make_is_handed_over() -> None:
+    grid = LosingGrid(little_app(), 3)
+    grid.code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    outcome, heard = ask(grid, 3, 5.0)
+    assert [node for node, _ in heard] == [1, 2, 3] and outcome.silent == ()
 
 
 def test_a_reply_that_arrives_twice_is_handed_over_twice() -> None:

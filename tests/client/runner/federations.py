@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -137,24 +137,34 @@ class Federation:
             "--database", str(self.folder / "superlink.sqlite3"),
             "--enable-supernode-auth", "--disable-runtime-dependency-installation",
         )  # fmt: skip
-        registry = ControlNodeRegistry(
-            ControlHttpClient.from_server_address(
-                self.address, False, str(self.consortium.ca), interceptors=[]
-            )
-        )
 
         def answers() -> bool:
             try:
-                registry.registered()
+                self._registry().registered()
             except FoedusError:
                 return False
             return True
 
         wait_until(answers, "the SuperLink", self.logs)
-        known = registry.registered()
         for site in self.sites:
-            if public_pem(site.key) not in known:
-                registry.register(public_pem(site.key))
+            self.admit(site)
+
+    def stranger(self, number: int) -> RunningSite:
+        """A site that nobody has admitted."""
+        return self._enrol(number, encrypted=False)
+
+    def invite_to(self, address: str) -> None:
+        """Name another address in the invitation."""
+        old = self.consortium.read_invitation()
+        replace(old, address=address).signed(self.consortium.coordinator()).save(
+            self.consortium.invitation
+        )
+
+    def admit(self, site: RunningSite) -> None:
+        """Register its SuperNode's key."""
+        registry, key = self._registry(), public_pem(site.key)
+        if key not in registry.registered():
+            registry.register(key)
 
     def stop_superlink(self) -> None:
         """At once, with everything it started."""
@@ -201,6 +211,13 @@ class Federation:
         paths = [*self.folder.glob("*.log"), *self.folder.glob("*/state/up.log")]
         ends = [f"--- {p}\n{p.read_text(errors='replace')[-5000:]}" for p in sorted(paths)]
         return "\n".join(ends)
+
+    def _registry(self) -> ControlNodeRegistry:
+        return ControlNodeRegistry(
+            ControlHttpClient.from_server_address(
+                self.address, False, str(self.consortium.ca), interceptors=[]
+            )
+        )
 
     def _enrol(self, number: int, encrypted: bool) -> RunningSite:
         config = write_site(self.folder / f"firm-{number}", number)

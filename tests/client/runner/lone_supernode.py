@@ -62,8 +62,11 @@ class LoneSuperNode:
         self._server.should_exit = True
         self._thread.join()
 
-    def put(self, content: RecordDict, message_type: str) -> str:
-        """A message of the coordinator's, with a task for it; returns its id."""
+    def put(self, content: RecordDict, message_type: str, late_seconds: float = 0.0) -> str:
+        """A message of the coordinator's, with a task for it; returns its id.
+
+        late_seconds: until the parts of the message have come too.
+        """
         message = Message(content, dst_node_id=NODE_ID, message_type=message_type)
         message.metadata.__dict__.update(_run_id=RUN_ID, _src_node_id=1)
         with no_object_id_recompute():
@@ -73,9 +76,16 @@ class LoneSuperNode:
             )
             self.store.preregister(RUN_ID, get_object_tree(message))
             self.state.store_message(message)
-            for object_id, part in get_all_nested_objects(message).items():
-                self.store.put(object_id, part.deflate())
+            parts = {i: part.deflate() for i, part in get_all_nested_objects(message).items()}
+        coming = threading.Timer(late_seconds, self._put_parts, (parts,))
+        coming.start()
+        if not late_seconds:
+            coming.join()
         return message.metadata.message_id
+
+    def _put_parts(self, parts: dict[str, bytes]) -> None:
+        for object_id, part in parts.items():
+            self.store.put(object_id, part)
 
     def reply(self) -> Message | None:
         """The next reply, whole; None where none was handed over."""

@@ -21,8 +21,9 @@ from client.runner.memory_file import MemoryFile
 from client.runner.supernode_tasks import SuperNodeSilent, SuperNodeTasks, TaskLost
 from client.runner.task_phase import PhaseMark, TaskPhase
 from client.site import Site
-from protocol.messages import CONFIG, UNKNOWN_RUN, evaluate_request, train_request
+from protocol.messages import CONFIG, UNKNOWN_RUN, Kind, evaluate_request, train_request
 from protocol.reasons import RefusalReason
+from protocol.reply_facts import reply_facts
 from protocol.secure_aggregation.wire import SECURE
 from tests.client.runner.checkouts import copy_checkout, release_of
 from tests.client.runner.lone_supernode import SECRET, LoneSuperNode
@@ -84,7 +85,7 @@ def test_a_message_with_the_installed_bundle_is_answered_by_the_installed_code(
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_another_bundle_is_declined_with_a_reason_and_a_receipt(
-    tmp_path: Path, bundle: bytes, release: Release, kind: str
+    tmp_path: Path, bundle: bytes, release: Release, kind: Kind
 ) -> None:
     run = small_run()
     state = downloaded(run, start_state(run))
@@ -100,28 +101,32 @@ def test_another_bundle_is_declined_with_a_reason_and_a_receipt(
     (receipt,) = site.receipts.verify()
     assert (receipt.kind, receipt.status) == (kind, RefusalReason.CODE_DIFFERS)
     assert (receipt.run_id, receipt.round) == (RUN_ID, 2)
+    assert receipt.digest == reply_facts(reply.content, kind).digest
 
 
 def test_a_declined_request_is_read_for_its_run_alone(
     tmp_path: Path, bundle: bytes, release: Release
 ) -> None:
     newer = ConfigRecord({"version": 99, "run_id": RUN_ID, "round": 3, "what": "is this"})
+    odd = ConfigRecord({"version": 99, "run_id": RUN_ID, "round": -1})
+    nothing = ConfigRecord({"a": 1})
     with runner(tmp_path, bundle[:-1], release) as (supernode, runs, _, _):
-        for content in (RecordDict({CONFIG: newer}), RecordDict({"x": ConfigRecord({"a": 1})})):
-            supernode.put(content, "train")
+        for record, run_id in ((newer, RUN_ID), (odd, UNKNOWN_RUN), (nothing, UNKNOWN_RUN)):
+            supernode.put(RecordDict({CONFIG: record}), "train")
             assert runs.work_once()
-        first, second = supernode.reply(), supernode.reply()
-    assert first and first.content[CONFIG]["run_id"] == RUN_ID
-    assert second and second.content[CONFIG]["run_id"] == UNKNOWN_RUN
-    assert status_of(first) == status_of(second) == RefusalReason.CODE_DIFFERS
+            reply = supernode.reply()
+            assert status_of(reply) == RefusalReason.CODE_DIFFERS
+            assert reply and reply.content[CONFIG]["run_id"] == run_id
 
 
 def test_another_bundle_is_declined_in_a_secure_session_too(
     tmp_path: Path, bundle: bytes, release: Release
 ) -> None:
-    header = {"version": 1, "phase": "share", "run_id": RUN_ID, "round": 1, "attempt": 2}
+    header = ConfigRecord(
+        {"version": 1, "phase": "share", "run_id": RUN_ID, "round": 1, "attempt": 2}
+    )
     with runner(tmp_path, bundle[:-1], release) as (supernode, runs, site, _):
-        supernode.put(RecordDict({SECURE: ConfigRecord(header)}), "query")
+        supernode.put(RecordDict({SECURE: header}), "query")
         assert runs.work_once()
         reply = supernode.reply()
     assert status_of(reply) == RefusalReason.CODE_DIFFERS
@@ -207,16 +212,9 @@ def test_a_message_whose_parts_are_still_coming_is_waited_for(
     tmp_path: Path, bundle: bytes, release: Release
 ) -> None:
     with runner(tmp_path, bundle, release) as (supernode, runs, _, _):
-        held: dict[str, bytes] = {}
-        put = supernode.store.put
-        supernode.store.put = lambda object_id, part: held.update({object_id: part})
-        supernode.put(train_content(), "train")
-        supernode.store.put = put
-        late = threading.Timer(0.5, lambda: [put(*item) for item in held.items()])
-        late.start()
+        supernode.put(train_content(), "train", late_seconds=0.5)
         assert runs.work_once()
         assert status_of(supernode.reply()) == "ok"
-        late.join()
 
 
 def test_a_phase_survives_the_process_that_set_it() -> None:

@@ -145,8 +145,33 @@ def test_a_killed_supervisor_leaves_no_orphans_and_can_be_started_again(
     assert site.supervisor
     site.supervisor.send_signal(signal.SIGKILL)
     site.supervisor.wait()
-    for which in ("runner_pid", "supernode_pid"):
-        wait_until(lambda w=which: not is_running(state[w]), which, site.log)
+    wait_until(lambda: not is_running(state["runner_pid"]), "the runner's end", site.log)
+    wait_until(lambda: not is_running(state["supernode_pid"]), "the SuperNode's end", site.log)
     federation.up(site)
     wait_until(lambda: site.state().get("pid") != state["pid"], "the new supervisor", site.log)
     wait_for_connection(site)
+
+
+def test_a_site_that_is_not_admitted_is_told_so_and_comes_in_once_it_is(
+    federation: Federation,
+) -> None:
+    stranger = federation.stranger(2)
+    federation.up(stranger)
+    stranger.wait_for("does not accept this site's key")
+    wait_until(
+        lambda: "does not accept" in stranger.state()["problem"], "the problem", stranger.log
+    )
+    federation.admit(stranger)
+    wait_for_connection(stranger)
+    wait_until(lambda: stranger.state()["problem"] == "", "no problem", stranger.log)
+
+
+def test_a_coordinator_of_another_authority_is_not_talked_to(
+    federation: Federation, tmp_path: Path
+) -> None:
+    with Federation(tmp_path / "elsewhere", num_sites=0) as elsewhere:
+        elsewhere.invite_to(federation.address)
+        site = elsewhere.stranger(1)
+        elsewhere.up(site)
+        site.wait_for("does not show a certificate of the consortium's")
+        assert "Connected" not in site.log()

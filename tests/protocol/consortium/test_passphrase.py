@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,12 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_passphrase_that_a_key_does_not_need_is_left_aside() -> None:
     identity = Identity.generate()
     assert Identity.from_pem(identity.to_pem(), b"not needed").public_key == identity.public_key
+
+
+def test_guessing_a_passphrase_costs_memory_and_time() -> None:
+    """scrypt with N = 2^17 and r = 8 stands in the file itself, whatever library wrote it."""
+    pem = Identity.generate().to_pem(b"correct horse").decode().splitlines()
+    data = base64.b64decode("".join(pem[1:-1]))
+    scrypt = bytes.fromhex("06092b06010401da47040b")  # OID 1.3.6.1.4.1.11591.4.11
+    assert scrypt in data
+    assert bytes.fromhex("0203020000" + "020108" + "020101") in data

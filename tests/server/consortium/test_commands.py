@@ -91,10 +91,10 @@ def test_init_takes_a_passphrase_from_a_file_and_never_shows_it(tmp_path: Path) 
     everything = b"".join(p.read_bytes() for p in path.rglob("*") if p.is_file())
     assert PASSPHRASE.encode() not in everything
     folder = ConsortiumFolder(path)
-    request, _ = request_file(folder, ANNE)
-    admit = ("admit", request, "--yes", "--consortium", path)
-    assert "passphrase" not in done(*admit, "--passphrase-file", file).output
-    assert "passphrase" in refusal("expel", ANNE.name, "--yes", "--consortium", path)
+    assert b"ENCRYPTED" in folder.coordinator_key.read_bytes()
+    done("admit", request_file(folder, ANNE)[0], "--yes", "--consortium", path)
+    file.write_text("battery staple")
+    assert "passphrase right?" in refusal("expel", ANNE.name, "--yes", "--consortium", path)
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:0", "a b:1"])

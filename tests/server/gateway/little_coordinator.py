@@ -307,7 +307,13 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(listener.getsockname()[1])
 
 
-def found(path: Path, entries: Sequence[MemberEntry], **settings: object) -> ConsortiumFolder:
+def found(
+    path: Path,
+    entries: Sequence[MemberEntry],
+    *,
+    also_known_as: Sequence[str] = (),
+    **settings: object,
+) -> ConsortiumFolder:
     """A consortium on paper, with ports of its own."""
     public_port = free_port(OUTSIDE)
     made = replace(
@@ -322,7 +328,7 @@ def found(path: Path, entries: Sequence[MemberEntry], **settings: object) -> Con
         **settings,  # type: ignore[arg-type]
     )
     now = datetime.datetime.now(datetime.UTC)
-    found_consortium(path, made, 0, (OUTSIDE,), None, now)
+    found_consortium(path, made, 0, (OUTSIDE, *also_known_as), None, now)
     folder = ConsortiumFolder(path)
     write_roster(folder, entries)
     return folder
@@ -353,12 +359,10 @@ def wait_until_up(folder: ConsortiumFolder, process: subprocess.Popen[bytes]) ->
         assert process.poll() is None, (folder.path / "up.log").read_text()
         return read_gateway_state(folder.gateway_state)
 
-    found_state = wait_for(state)
-    assert found_state is not None
-    return found_state
+    return wait_for(state)
 
 
-def wait_for(ask: Callable[[], T]) -> T:
+def wait_for(ask: Callable[[], T | None]) -> T:
     """What `ask` gives once that is true."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while not (answer := ask()):

@@ -200,7 +200,7 @@ def test_an_object_of_the_largest_size_flower_makes_passes(
     assert max(len(content) for content in reply.objects.values()) >= 5 * MIB
     node.push(told, reply)
     (heard,) = wait_for(lambda: list(run.grid.pull_messages([sent])))
-    assert (heard.content["a"]["w"].numpy() == values).all()
+    assert (heard.content.array_records["a"]["w"].numpy() == values).all()
     node.leave()
 
 

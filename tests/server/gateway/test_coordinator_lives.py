@@ -51,9 +51,7 @@ def killed_and_back(coordinator: Coordinator) -> Coordinator:
         state = read_gateway_state(coordinator.folder.gateway_state)
         return state if state is not None and state.pid != before else None
 
-    state = wait_for(again)
-    assert state is not None
-    return Coordinator(coordinator.folder, state, coordinator.process)
+    return Coordinator(coordinator.folder, wait_for(again), coordinator.process)
 
 
 def test_a_coordinator_that_is_killed_comes_back_and_work_goes_on(

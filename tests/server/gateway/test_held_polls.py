@@ -33,14 +33,14 @@ class Asking(threading.Thread):
         super().__init__()
         self.node = FirmNode.activate(coordinator, firm)
         self.told: Told | None = None
-        self._held = lambda: coordinator.metric("foedus_held_polls")
+        self._coordinator = coordinator
         self.start()
 
     def run(self) -> None:
         self.told = self.node.pull()
 
     def is_held(self) -> bool:
-        return self._held() > 0
+        return self._coordinator.metric("foedus_held_polls") > 0
 
 
 def test_a_question_is_held_until_a_message_comes(

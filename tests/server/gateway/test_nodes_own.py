@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -68,13 +69,23 @@ def told(run: PlayedRun, node: FirmNode) -> Told:
 
 def beat(node: FirmNode) -> bytes:
     request = SendNodeHeartbeatRequest(node=node.node, heartbeat_interval=30.0)
-    return request.SerializeToString()
+    return bytes(request.SerializeToString())
 
 
 def test_a_member_works_as_with_flowers_own_superlink(
     coordinator: Coordinator, run: PlayedRun, ash: Firm
 ) -> None:
     run.serves(coordinator, ash)
+
+
+def test_a_node_that_died_without_a_word_is_let_in_again_at_once(
+    coordinator: Coordinator, cedar: Firm
+) -> None:
+    dead = FirmNode.activate(coordinator, cedar)
+    dead.client.close()
+    alive = FirmNode.activate(coordinator, cedar)
+    assert alive.node_id == dead.node_id
+    alive.leave()
 
 
 def test_a_key_of_no_member_is_refused(coordinator: Coordinator) -> None:
@@ -258,7 +269,7 @@ def test_a_node_cannot_read_what_another_answered(
     reply = birch_node.reply(to_birch, RecordDict({"m": MetricRecord({"loss": 0.25})}))
     birch_node.push(to_birch, reply)
     for object_id in reply.objects:
-        assert refusal(lambda object_id=object_id: ash_node.read(to_birch, object_id)) == NOT_YOURS
+        assert refusal(partial(ash_node.read, to_birch, object_id)) == NOT_YOURS
 
 
 def test_a_node_cannot_push_into_anothers_upload(
@@ -325,11 +336,10 @@ def test_an_expelled_member_is_refused_within_seconds(
     expelled, brief = Firm("Dogwood"), Firm("Elm")
     others = [ash.entry(), birch.entry(), cedar.entry()]
     coordinator.set_members([*others, expelled.entry(), brief.entry(expires_in_seconds=15)])
-    nodes = [wait_for(lambda firm=firm: admitted(coordinator, firm)) for firm in (expelled, brief)]
+    nodes = [wait_for(partial(admitted, coordinator, firm)) for firm in (expelled, brief)]
     coordinator.set_members([*others, brief.entry(expires_in_seconds=10)])
     for node in nodes:
-        request = SendNodeHeartbeatRequest(node=node.node, heartbeat_interval=30.0)
-        wait_for(lambda node=node, request=request: is_refused(node, request))
+        wait_for(partial(is_refused, node))
 
 
 def admitted(coordinator: Coordinator, firm: Firm) -> FirmNode | None:
@@ -341,9 +351,11 @@ def admitted(coordinator: Coordinator, firm: Firm) -> FirmNode | None:
         return None
 
 
-def is_refused(node: FirmNode, request: SendNodeHeartbeatRequest) -> bool:
+def is_refused(node: FirmNode) -> bool:
     try:
-        node.client.SendNodeHeartbeat(request)
+        node.client.SendNodeHeartbeat(
+            SendNodeHeartbeatRequest(node=node.node, heartbeat_interval=30.0)
+        )
     except httpx.HTTPStatusError as error:
         return error.response.status_code == 401
     return False

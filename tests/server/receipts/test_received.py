@@ -89,7 +89,7 @@ def test_the_digests_are_those_of_what_the_sites_sent(tmp_path: Path) -> None:
 
 
 def test_every_phase_of_a_secure_round_is_on_record(tmp_path: Path) -> None:
-    sites = SecureSites(tmp_path / "sites", 3)
+    sites = SecureSites(tmp_path / "sites", 4)
 
     def alter(node: int, phase: Phase, content: RecordDict) -> RecordDict:
         if phase is Phase.UNMASK and node == 2:
@@ -100,12 +100,12 @@ def test_every_phase_of_a_secure_round_is_on_record(tmp_path: Path) -> None:
 
     log = ReceivedLog(tmp_path / "received.jsonl")
     run = little_secure_run("ffa", rounds=1, evaluate_every=0)
-    grid = SecureGrid(sites, 3, alter=alter)
+    grid = SecureGrid(sites, 4, alter=alter)
     coordinate_securely(grid, run, tmp_path, sites.roster, received=log)
     found = replies(log)
     for phase in Phase:
         of_phase = [r for r in found if r.kind == f"secure.{phase}"]
-        assert len(of_phase) >= 3
+        assert len(of_phase) == 4
         assert all(r.admitted for r in of_phase if not (phase is Phase.UNMASK and r.node_id == 2))
     bad = [r for r in found if r.node_id == 2 and r.kind == "secure.unmask"]
     assert bad and not any(r.admitted or r.digest for r in bad)

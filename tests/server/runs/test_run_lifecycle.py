@@ -87,8 +87,15 @@ def test_all_wrong_settings_are_told_before_anything_is_made(runs: Runs) -> None
     }
     with pytest.raises(SettingsError, match="at most 2, the members"):
         runs.start("wrong", [*SMALL, "federation.min_cohort=3"])
-    with pytest.raises(SettingsError, match="weighting"):
-        runs.start("wrong", [*SMALL, "aggregator=x", "federation.weighting=heavy"])
+    with pytest.raises(SettingsError, match="aggregator"):
+        runs.start(
+            "wrong",
+            [
+                *SMALL,
+                "secure_aggregation=on",
+                "federation.aggregator=flwr.serverapp.strategy.FedMedian",
+            ],
+        )
     assert not runs.run("wrong").path.exists()
 
 

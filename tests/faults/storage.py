@@ -1,0 +1,194 @@
+"""Full disks and damaged files, at a site and at the coordinator."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from server.app import checkpoint_folder
+from server.runs.folder import RunStatus
+from tests.faults.deployment import Deployment
+from tests.faults.scene import Said, Scenario, Scene
+
+_ALL = "every round with all three sites"
+_WITHOUT = "rounds without it; with all three once it is put right"
+_LATER = {1: {2}, 2: {2, 3}}
+_PLAIN = ("federation.evaluate_every=0",)
+
+
+def _no_disk(deployment: Deployment) -> str:
+    return "" if deployment.disks else "needs the right to mount a small disk (root)"
+
+
+def _full_at_site(scene: Scene) -> None:
+    disk = scene.deployment.disks[scene.victim.name]
+    disk.fill()
+    try:
+        scene.begin()
+        scene.after_round(1)
+    finally:
+        disk.make_room()
+    scene.mark()
+
+
+def _full_at_coordinator(scene: Scene) -> None:
+    disk = scene.deployment.disks["runs"]
+    scene.begin()
+    scene.at_training(1)
+    disk.fill()
+    try:
+        assert scene.wait_for_end() is RunStatus.FAILED
+        expect_told(scene, "make room and resume it")
+    finally:
+        disk.make_room()
+    scene.coordinator.runs.resume(scene.run.name)
+    scene.mark()
+
+
+def _damaged_checkpoint(scene: Scene) -> None:
+    scene.begin()
+    scene.after_round(2)
+    scene.coordinator.runs.stop(scene.run.name)
+    damage(_checkpoints(scene)[-1])
+    scene.coordinator.runs.resume(scene.run.name)
+    scene.mark()
+
+
+def _every_checkpoint_damaged(scene: Scene) -> None:
+    scene.begin()
+    scene.after_round(1)
+    scene.coordinator.runs.stop(scene.run.name)
+    for path in _checkpoints(scene):
+        damage(path)
+    scene.coordinator.runs.resume(scene.run.name)
+    assert scene.wait_for_end() is RunStatus.FAILED
+    expect_told(scene, "Restore the folder from a backup")
+    for path in _checkpoints(scene):
+        damage(path)
+    scene.coordinator.runs.resume(scene.run.name)
+    scene.mark()
+
+
+def _damaged_ledger(scene: Scene) -> None:
+    """One number in it, so that SQLite still reads it."""
+    path = scene.victim.open().ledger.path
+    _add_to_first_sigma(path, 1.0)
+    try:
+        scene.begin()
+        scene.after_round(1)
+    finally:
+        _add_to_first_sigma(path, -1.0)
+    scene.mark()
+
+
+def _damaged_receipts(scene: Scene) -> None:
+    path = scene.victim.open().receipts.path
+    place = path.stat().st_size // 2
+    damage(path, place)
+    try:
+        scene.begin()
+        scene.after_round(1)
+    finally:
+        damage(path, place)
+    scene.mark()
+
+
+def _checkpoints(scene: Scene) -> list[Path]:
+    return sorted(checkpoint_folder(scene.run.path).glob("round-*.checkpoint"))
+
+
+def damage(path: Path, place: int | None = None) -> None:
+    """Turn over the byte at a place, or in the middle; done twice, the file is as it was."""
+    with path.open("rb+") as stream:
+        at = path.stat().st_size // 2 if place is None else place
+        stream.seek(at)
+        (byte,) = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([byte ^ 0xFF]))
+        os.fsync(stream.fileno())
+
+
+def _add_to_first_sigma(path: Path, change: float) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE rounds SET sigma = sigma + ? WHERE sequence = 1", (change,))
+        connection.commit()
+
+
+def expect_told(scene: Scene, text: str) -> None:
+    """The run's record says it, where `foedus server status` shows it."""
+    message = scene.run.read().message
+    assert text in message, message
+
+
+STORAGE = (
+    Scenario(
+        "disk-full-at-site",
+        "the disk with a site's `state/` is full, and then is not",
+        "before the run until after round 1",
+        _WITHOUT,
+        _full_at_site,
+        cohorts=_LATER,
+        said=(Said("site", "No space left on device"),),
+        needs=_no_disk,
+    ),
+    Scenario(
+        "disk-full-at-coordinator",
+        "the disk with `runs/` is full; room is made; `foedus server resume`",
+        "while the sites train",
+        "the run stops and says why; resumed, every round with all three sites",
+        _full_at_coordinator,
+        rounds=2,
+        said=(Said("run", "make room and resume it"),),
+        needs=_no_disk,
+    ),
+    Scenario(
+        "damaged-checkpoint",
+        "a byte of the newest checkpoint is turned over; `foedus server resume`",
+        "the run is stopped after round 2",
+        "the one before is used, and every round is there with all three sites",
+        _damaged_checkpoint,
+        settings=_PLAIN,
+        said=(Said("coordinator", "is damaged"),),
+    ),
+    Scenario(
+        "damaged-checkpoint-masked",
+        "the same in a run with secure aggregation",
+        "the run is stopped after round 2",
+        "rounds that sites have gone past are lost, and counted as lost; then all three",
+        _damaged_checkpoint,
+        rounds=5,
+        cohorts={2: {0, 3}, 3: {0, 3}},
+        lost_rounds=frozenset({2, 3}),
+        said=(Said("coordinator", "is damaged"),),
+    ),
+    Scenario(
+        "every-checkpoint-damaged",
+        "a byte of each checkpoint is turned over; they are restored; `foedus server resume`",
+        "the run is stopped after round 1",
+        "the run does not start anew by itself, and says why; restored, every round is there",
+        _every_checkpoint_damaged,
+        rounds=2,
+        settings=_PLAIN,
+        said=(Said("run", "Restore the folder from a backup"),),
+    ),
+    Scenario(
+        "damaged-ledger",
+        "a number in a site's privacy ledger is altered, and put back",
+        "before the run until after round 1",
+        _WITHOUT,
+        _damaged_ledger,
+        cohorts=_LATER,
+        said=(Said("site", "ledger_broken"),),
+    ),
+    Scenario(
+        "damaged-receipts",
+        "a byte of a site's receipts is turned over, and put back",
+        "before the run until after round 1",
+        _WITHOUT,
+        _damaged_receipts,
+        cohorts=_LATER,
+        said=(Said("site", "receipts are damaged"),),
+    ),
+)

@@ -1,0 +1,25 @@
+"""The page about reliability and the harness tell of the same scenarios."""
+
+from __future__ import annotations
+
+from tests.faults.page import BEGIN, END, PAGE, names_in, table, with_table
+from tests.faults.scene import Outcome
+from tests.faults.table import SCENARIOS
+
+
+def test_the_page_has_every_scenario_of_the_harness_and_no_other() -> None:
+    assert names_in(PAGE.read_text(encoding="utf-8")) == [s.name for s in SCENARIOS]
+
+
+def test_scenarios_have_names_of_their_own() -> None:
+    names = [scenario.name for scenario in SCENARIOS]
+    assert len(set(names)) == len(names)
+
+
+def test_a_written_table_leaves_the_words_around_it_alone() -> None:
+    scenario = SCENARIOS[0]
+    outcome = Outcome(scenario.name, (3, 2), (1, 2), 2, 12.4)
+    page = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", table([(scenario, outcome)]))
+    assert page.startswith(f"before\n{BEGIN}\n| scenario") and page.endswith(f"{END}\nafter\n")
+    assert names_in(page) == [scenario.name]
+    assert "old" not in page and "| 3 2; resumed 1 times | 12 |" in page
