@@ -10,10 +10,10 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.rounds import answer, decline, place_of
+from client.rounds import answer, decline
 from client.secure_aggregation.answer import answer_phase, decline_phase
 from client.site import Site
-from protocol.errors import FoedusError, Refusal
+from protocol.errors import FoedusError, Refusal, place_of
 from protocol.messages import UNKNOWN_RUN, Kind, Reply
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.wire import SECURE

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from pathlib import Path
 
 from flwr.app import RecordDict
 
@@ -18,7 +16,7 @@ from client.trained_update import trained_update
 from models.adapted import AdaptedModel, adapted_model
 from models.evaluation import evaluate
 from protocol.adapter import AdapterState, FloatArray, subset_layout
-from protocol.errors import FoedusError, Refusal, WireError
+from protocol.errors import FoedusError, Refusal, WireError, place_of
 from protocol.initial import initial_tensors
 from protocol.messages import UNKNOWN_RUN, ExpectedReply, Kind, Reply, Request, named_run
 from protocol.methods import (
@@ -136,10 +134,3 @@ def _refusal(request: Request | None, code: str) -> Reply:
     if request is None:
         return Reply(UNKNOWN_RUN, 0, code)
     return Reply(request.run_id, request.round, code)
-
-
-def place_of(error: Exception) -> str:
-    """Type and code location of an exception, without its message."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
-    return f"{type(error).__name__} at {where}"

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from client.rounds import place_of
-from protocol.errors import FoedusError
+from protocol.errors import FoedusError, place_of
 
 
 class State(StrEnum):

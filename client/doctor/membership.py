@@ -13,7 +13,7 @@ from client.enrolment.keys import load_supernode_key
 from client.enrolment.site_files import pending
 from client.site import Site
 from protocol.consortium.documents import day_of
-from protocol.consortium.fingerprint import fingerprint
+from protocol.consortium.enrolment import keys_fingerprint
 from protocol.consortium.identity import load_identity
 from protocol.consortium.invitation import Invitation
 from protocol.consortium.passphrase import read_passphrase
@@ -42,8 +42,7 @@ def _identity(site: Site) -> Iterator[Finding]:
         return
     yield from _mode(site.identity_file, "identity")
     identity = load_identity(site.identity_file, read_passphrase(site.passphrase_file))
-    shown = fingerprint(identity.public_key)
-    yield ok("identity", f"opens; member {identity.member_id}, fingerprint {shown}")
+    yield ok("identity", f"opens; member {identity.member_id}")
     if pending(site.identity_file).exists():
         text = "new keys wait for their admission"
         yield warn("identity", text, "Send request.json to the coordinator's operator.")
@@ -54,8 +53,12 @@ def _supernode_key(site: Site) -> Iterator[Finding]:
         yield warn("supernode key", "none in site.yaml", "`foedus client join` makes one.")
         return
     yield from _mode(site.supernode_key_file, "supernode key")
-    load_supernode_key(site.supernode_key_file, read_passphrase(site.passphrase_file))
+    passphrase = read_passphrase(site.passphrase_file)
+    supernode = public_pem(load_supernode_key(site.supernode_key_file, passphrase))
     yield ok("supernode key", "opens")
+    if site.identity_file is not None:
+        identity = load_identity(site.identity_file, passphrase)
+        yield ok("fingerprint", f"{keys_fingerprint(identity.public_key, supernode)}, of both keys")
 
 
 def _mode(file: Path, what: str) -> Iterator[Finding]:

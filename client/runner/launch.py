@@ -15,7 +15,7 @@ from client.runner.task_phase import TaskPhase
 from client.site import Site
 from protocol.consortium.identity import load_identity
 from protocol.consortium.invitation import Invitation
-from protocol.consortium.passphrase import VARIABLE, read_passphrase
+from protocol.consortium.passphrase import FILE_VARIABLE, VARIABLE, read_passphrase
 from protocol.errors import FoedusError
 from protocol.files import write_atomically
 
@@ -106,7 +106,9 @@ class Launch:
         return Command([*_python("client.runner"), *words], self._environment(), descriptors)
 
     def _environment(self) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        # The keys are open already; a child that looked for a passphrase would try it on them.
+        hidden = (VARIABLE, FILE_VARIABLE)
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment |= {
             "FLWR_HOME": str((self._site.state_folder / FLOWER_HOME).resolve()),
             # Flower reports usage and asks for newer versions unless told otherwise.

@@ -10,12 +10,11 @@ from contextlib import suppress
 from flwr.app import Message
 
 from client.app import make_app
-from client.rounds import place_of
 from client.runner.bundle import Release, check_bundle
 from client.runner.supernode_tasks import SuperNodeSilent, SuperNodeTasks, Task, TaskLost, no_reply
 from client.runner.task_phase import PhaseMark, TaskPhase
 from client.site import Site
-from protocol.errors import Refusal
+from protocol.errors import Refusal, place_of
 
 log = logging.getLogger("foedus.client")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from client.countersigned import ReceiptExchange
 from client.enrolment.kept_roster import refresh_roster, take_up_new_keys
-from client.rounds import place_of
 from client.runner.backoff import Backoff
 from client.site import Site
-from protocol.errors import FoedusError
+from protocol.errors import FoedusError, place_of
 
 _PERIOD_SECONDS = 600.0
 # A session is a handful of messages in a row: one exchange for all of them is enough.

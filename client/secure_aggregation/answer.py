@@ -11,7 +11,6 @@ from flwr.app import RecordDict
 from client.admission import admit_request, admit_session
 from client.egress import release_phase
 from client.enrolment.trusted_roster import trusted_roster
-from client.rounds import place_of
 from client.secure_aggregation.kept_update import KeptUpdate, UpdateStore
 from client.secure_aggregation.memory import MemoryStore, RunMemory
 from client.secure_aggregation.session import FEWEST_SITES, SitePart, UnopenedBoxes
@@ -20,7 +19,7 @@ from client.site import Site
 from protocol.adapter import Layout, layout_size
 from protocol.consortium.identity import load_identity
 from protocol.consortium.passphrase import read_passphrase
-from protocol.errors import FoedusError, Refusal, WireError
+from protocol.errors import FoedusError, Refusal, WireError, place_of
 from protocol.messages import ARRAYS, CONFIG, Request
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.messages import (

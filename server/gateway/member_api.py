@@ -122,7 +122,10 @@ class MemberApi:
         try:
             return self._handlers[asked](member, query, value)
         except FoedusError as error:
-            raise Refused(Reason.MALFORMED, f"{member.name!r}: {error}") from error
+            # The error's words may quote what came; the log holds nothing of that.
+            raise Refused(
+                Reason.MALFORMED, f"{member.name!r} sent what cannot be answered."
+            ) from error
         except OSError as error:
             raise Refused(Reason.UNAVAILABLE, f"{member.name!r}: {error.strerror}") from error
 

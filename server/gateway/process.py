@@ -27,6 +27,7 @@ from server.gateway.long_poll import ArrivalBoard
 from server.gateway.member_api import PULL_RECEIPTS, PUSH_RECEIPTS, Handler, MemberApi
 from server.gateway.metrics import Metrics
 from server.gateway.node_identity import NodeGate
+from server.gateway.redelivery import Redelivery
 from server.gateway.roster_watch import RosterWatch
 from server.gateway.run_watch import RunWatch
 from server.gateway.superlink import LOOPBACK, superlink_app
@@ -70,7 +71,8 @@ async def _serve(
     limits, metrics, board, unread = Limits.of(settings), Metrics(), ArrivalBoard(), UnreadBytes()
     uploads = Uploads()
     state: LinkState = superlink.state.linkstate_factory.state()
-    belongings = Belongings(cast(Database, state))
+    database = cast(Database, state)
+    belongings = Belongings(database)
     for open_upload in belongings.open_uploads():
         uploads.begun(*open_upload)
     roster = RosterWatch(folder, lambda: _registry(folder, settings))
@@ -79,12 +81,13 @@ async def _serve(
         superlink,
         gate,
         FleetRules(belongings, uploads, unread, limits, state.deactivate_node),
+        Redelivery(database),
         board,
         MemberApi(lambda: roster.chain, handlers, limits),
         limits,
         metrics,
     )
-    health = HealthApp(folder, cast(Database, state), roster, metrics)
+    health = HealthApp(folder, database, roster, metrics)
     apps = Apps(RunWatch(superlink, board, unread, uploads), guard, health)
     hosting = Hosting(folder, sockets, apps, limits, metrics)
     metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)

@@ -23,7 +23,6 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from client.enrolment.keys import load_supernode_key
 from protocol.reasons import RejectionReason
 from protocol.secure_aggregation.wire import Phase
-from server.gateway.allowed_paths import HEARTBEAT
 from server.runs.folder import RunStatus
 from tests.faults.deployment import NUM_SITES, SiteAtWork, environment
 from tests.faults.processes import Started, wait_for
@@ -32,6 +31,7 @@ from tests.faults.scene import Scenario, Scene
 _ROOT = Path(__file__).parents[2]
 _R = RejectionReason
 _TIMES = 20
+_HEARTBEAT = "/v1/fleet/send-node-heartbeat"
 
 # By round: the trick, and why its reply is set aside; None where it may be taken.
 _PLAIN: Mapping[int, tuple[str, RejectionReason | None]] = {
@@ -98,7 +98,8 @@ def _replayed(scene: Scene) -> None:
     headers = _signed_by_supernode(scene.victim)
     with httpx.Client(verify=context, base_url=f"https://{address}") as client:
         answers = [
-            client.post(HEARTBEAT, content=body, headers=headers).status_code for _ in range(_TIMES)
+            client.post(_HEARTBEAT, content=body, headers=headers).status_code
+            for _ in range(_TIMES)
         ]
     first, *others = answers
     assert first == httpx.codes.OK and set(others) == {httpx.codes.UNAUTHORIZED}, answers

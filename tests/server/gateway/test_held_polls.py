@@ -9,11 +9,13 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+from server.gateway.redelivery import MOST_TIMES
 from tests.server.gateway.little_coordinator import (
     Coordinator,
     Firm,
@@ -22,6 +24,8 @@ from tests.server.gateway.little_coordinator import (
     Told,
     wait_for,
 )
+from tests.server.gateway.raw_requests import tls
+from tests.server.gateway.signed_headers import headers
 
 pytestmark = pytest.mark.slow
 
@@ -120,3 +124,57 @@ def test_a_message_is_handed_over_when_its_last_object_has_come(
         asking.node.read(asking.told, part).object_available for part in asking.told.object_ids
     )
     asking.node.leave()
+
+
+def test_a_message_that_went_into_a_dead_connection_is_handed_out_again(
+    coordinator: Coordinator, run: PlayedRun, ash: Firm
+) -> None:
+    """The first question's connection is as good as cut: nobody reads what comes on it."""
+    node = FirmNode.activate(coordinator, ash)
+    question = PullMessagesRequest(node=node.node).SerializeToString()
+    signed = "".join(f"{name}: {value}\r\n" for name, value in headers(ash).items())
+    with tls(coordinator) as cut:
+        cut.sendall(
+            f"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\n{signed}"
+            f"content-length: {len(question)}\r\n\r\n".encode()
+            + question
+        )
+        wait_for(lambda: coordinator.metric("foedus_held_polls") == 1)
+        (sent,) = run.tell(node.node_id)
+        wait_for(lambda: coordinator.metric("foedus_held_polls") == 0)
+        told = node.pull()
+    assert told is not None and told.message_id == sent
+    node.confirm(told)
+    assert node.pull() is None
+    node.leave()
+
+
+def test_a_message_that_is_never_confirmed_is_not_handed_out_for_ever(
+    coordinator: Coordinator, run: PlayedRun, ash: Firm
+) -> None:
+    node = FirmNode.activate(coordinator, ash)
+    (sent,) = run.tell(node.node_id)
+    handed_out = [node.pull() for _ in range(MOST_TIMES + 2)]
+    assert [told.message_id if told else "" for told in handed_out] == [
+        *[sent] * (MOST_TIMES + 1),
+        "",
+    ]
+    node.leave()
+
+
+def test_a_second_question_takes_the_place_of_the_first(
+    coordinator: Coordinator, run: PlayedRun, ash: Firm
+) -> None:
+    """Else a message could go to the one whose connection is dead."""
+    asking = Asking(coordinator, ash)
+    wait_for(asking.is_held)
+    second = FirmNode(coordinator.fleet(ash), asking.node.node)
+    told: list[Told | None] = []
+    later = threading.Thread(target=lambda: told.append(second.pull()))
+    later.start()
+    asking.join()
+    assert asking.told is None
+    (sent,) = run.tell(second.node_id)
+    later.join()
+    assert told[0] is not None and told[0].message_id == sent
+    second.leave()
