@@ -66,7 +66,7 @@ def reply_facts(content: RecordDict, kind: Kind) -> ReplyFacts:
         if not isinstance(record, form):
             raise _malformed(f"a {form.__name__} under '{key}'")
         for name, value in sorted(record.items()):
-            total.update(f"{key}.{name}={value!r}\n".encode())
+            total.update(f"{key}.{name}={_as_it_arrives(value)!r}\n".encode())
             num_bytes += 8
     if ARRAYS in content:
         data = _array(content, ARRAYS, FLAT)
@@ -94,6 +94,13 @@ def _facts(kind: str, header: Mapping[str, Any], digest: str, num_bytes: int) ->
     if not isinstance(status, str) or status not in {"ok", *RefusalReason}:
         raise _malformed("a known status")
     return ReplyFacts(kind, run_id, round_, status, digest, num_bytes)
+
+
+def _as_it_arrives(value: Any) -> Any:
+    """A word of an enumeration or a number of NumPy's is plain at the other end of the wire."""
+    if isinstance(value, str):
+        return str(value)
+    return float(value) if isinstance(value, float) else value
 
 
 def _array(content: RecordDict, key: str, name: str) -> bytes:

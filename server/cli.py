@@ -17,6 +17,7 @@ from server.consortium import commands as consortium_commands
 from server.consortium.options import AsJson
 from server.gateway import command as gateway_command
 from server.receipts import commands as receipt_commands
+from server.records import scores
 from server.runs import commands as run_commands
 
 app = typer.Typer(no_args_is_help=True, help="The coordinator's side of a federation.")
@@ -74,15 +75,11 @@ def history(
     table = Table("round", "sites", "set aside", "silent", "seconds", "scores")
     for entry in record["rounds"]:
         aside = ", ".join(f"{r['site']}: {r['reason']}" for r in entry["rejected"]) or "-"
-        scores = ", ".join(
-            f"{k} {v:.3f}"
-            for k, v in sorted(entry["metrics"].items())
-            if k.startswith("central") and "num_" not in k
-        )
+        told = ", ".join(f"{name} {value:.3f}" for name, value in scores(entry["metrics"]).items())
         sites = f"{len(entry['admitted'])} of {len(entry['cohort'])}"
         silent = ", ".join(entry["silent"]) or "-"
         seconds = f"{entry['seconds']:.1f}"
-        table.add_row(str(entry["round"]), sites, aside, silent, seconds, scores)
+        table.add_row(str(entry["round"]), sites, aside, silent, seconds, told)
     Console().print(table)
 
 

@@ -25,6 +25,9 @@ _MADE_BY_SUPERLINK = {
 }
 _SHORTEST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.2
+# Messages of one push, a single request to SuperLink that must not take the 30 s after which Flower
+# gives it up.
+_MESSAGES_AT_ONCE = 20
 # Replies that one pull may bring, in bytes; at least one, however large.
 _ROOM_BYTES = 16 * 2**20
 
@@ -123,14 +126,18 @@ def _pulled(grid: Grid, message_ids: list[str]) -> Iterator[Message]:
 
 
 def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
-    """Message id -> node id. All in one push: the ids come back in the messages' order, with
-    nothing in place of one that was not taken."""
-    message_ids = list(grid.push_messages(messages)) if messages else []
-    if len(message_ids) != len(messages):
-        # Flower gives no ids at all where a push is too large for it, and has logged that.
-        return {}
-    return {
-        message_id: message.metadata.dst_node_id
-        for message_id, message in zip(message_ids, messages, strict=True)
-        if message_id
-    }
+    """Message id -> node id, for every message that was taken."""
+    pending: dict[str, int] = {}
+    for start in range(0, len(messages), _MESSAGES_AT_ONCE):
+        batch = messages[start : start + _MESSAGES_AT_ONCE]
+        # In the messages' order, with nothing in place of one that was not taken.
+        message_ids = list(grid.push_messages(batch))
+        if len(message_ids) != len(batch):
+            # Flower gives no ids at all where a push is too large for it, and has logged that.
+            continue
+        pending |= {
+            message_id: message.metadata.dst_node_id
+            for message_id, message in zip(message_ids, batch, strict=True)
+            if message_id
+        }
+    return pending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,3 +42,12 @@ class RoundRecord:
             key: tuple(value) if key in listed else value for key, value in values.items()
         }
         return cls(**arguments)
+
+
+def scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that tell how good the adapter is: of the public test set, or of the sites."""
+    for prefix in ("central_", "sites_"):
+        found = {k: v for k, v in metrics.items() if k.startswith(prefix) and "num_" not in k}
+        if found:
+            return dict(sorted(found.items()))
+    return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import threading
 import time
@@ -56,7 +57,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._start_at = 0.0
-        self._asked = False
+        self._kill_at = math.inf
         self._listener: threading.Thread | None = None
 
     @property
@@ -69,27 +70,29 @@ class Child:
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_at:
-                self._start(now)
+                self._try_to_start(now)
             return None
         status = self._process.poll()
         if status is None:
+            if now > self._kill_at:
+                self._process.kill()
             return None
         self._process = None
         if self._listener:
             # Its last lines say why it ended.
             self._listener.join(_LAST_LINES_SECONDS)
         ran = now - self._started
-        asked, self._asked = self._asked, False
+        asked, self._kill_at = self._kill_at < math.inf, math.inf
         if ran >= HEALTHY_SECONDS:
             self._backoff.reset()
         ended = Ended(status, ran, 0.0 if asked else self._backoff.next_pause(), asked)
         self._start_at = now + ended.pause_seconds
         return ended
 
-    def start_anew(self) -> None:
-        """SIGTERM; once it has ended, `tick` starts it again without a pause."""
+    def start_anew(self, grace_seconds: float) -> None:
+        """SIGTERM, and SIGKILL after the grace; `tick` sees to that, and starts it without a pause."""
         if self._process:
-            self._asked = True
+            self._kill_at = time.monotonic() + grace_seconds
             self._process.terminate()
 
     def stop(self, grace_seconds: float) -> bool:
@@ -106,6 +109,17 @@ class Child:
             return False
         finally:
             self._process = None
+
+    def _try_to_start(self, now: float) -> None:
+        try:
+            self._start(now)
+        except OSError as error:
+            # Too many processes, too little memory: that passes.
+            pause = self._backoff.next_pause()
+            self._start_at = now + pause
+            self._heard(
+                f"ERROR: it could not be started ({error.strerror}); again in {pause:.0f} s"
+            )
 
     def _start(self, now: float) -> None:
         command = self._command()
@@ -126,6 +140,7 @@ class Child:
         self._listener.start()
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
-        if process.stdout:
+        assert process.stdout, "started with a pipe"
+        with process.stdout:
             for line in process.stdout:
                 self._heard(line.decode(errors="replace"))

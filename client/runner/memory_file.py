@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class MemoryFile:
-    """Readable by its owner alone, and gone with the last process that holds it. Linux only."""
+    """Readable by its owner alone, and gone with the last process that holds it."""
 
     def __init__(self, name: str, content: bytes) -> None:
         self.descriptor = os.memfd_create(name, os.MFD_CLOEXEC)

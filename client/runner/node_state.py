@@ -8,7 +8,8 @@ from enum import StrEnum
 # The words of Flower 1.41; other lines leave the state as it is.
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _SILENT = "Connection attempt failed, retrying"
-_BACK = "Connection successful after"
+# It gives up over an answer that it did not want, and goes on with its next request.
+_BACK = ("Connection successful after", "Giving up reconnection after")
 _REFUSED = "Failed to activate SuperNode"
 
 
@@ -28,6 +29,8 @@ def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[Node
 
     >>> state_after("INFO :      SuperNode ID: 17", NodeState.CONNECTING, None)
     (<NodeState.CONNECTED: 'connected'>, 17)
+    >>> state_after("WARNING: Giving up reconnection after 22 s", NodeState.UNREACHABLE, 17)
+    (<NodeState.CONNECTED: 'connected'>, 17)
     """
     found = _CONNECTED.search(line)
     if found:
@@ -36,6 +39,6 @@ def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[Node
         return NodeState.UNREACHABLE, node_id
     if _REFUSED in line:
         return NodeState.REFUSED, node_id
-    if _BACK in line:
+    if any(words in line for words in _BACK):
         return (NodeState.CONNECTED if node_id else NodeState.CONNECTING), node_id
     return before, node_id

@@ -76,7 +76,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; then both processes are ended."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._asked_to_stop)
         self._log.say(f"Started as process {os.getpid()}.")
         self._manager.ready()
@@ -113,7 +113,7 @@ class Supervisor:
         if self._supernode.pid is None:
             try:
                 if self._launch.move_from_taken_port():
-                    self._runner.start_anew()
+                    self._runner.start_anew(_RUNNER_GRACE_SECONDS)
             except FoedusError as error:
                 self._tell(str(error))
                 return None
@@ -127,7 +127,7 @@ class Supervisor:
             self._log.say(f"The runner ended {_again(ended)}", "WARNING")
         if self._phase.get().hangs_the_supernode:
             self._log.say("It ended in the middle of a message: starting the SuperNode anew.")
-            self._supernode.start_anew()
+            self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
         self._phase.set(TaskPhase.IDLE)
 
     def _look_after_exchange(self) -> None:
@@ -138,8 +138,8 @@ class Supervisor:
             self._keys_changed.clear()
             self._log.say("The roster names this site's new keys: starting both processes anew.")
             self._launch.load_keys()
-            self._supernode.start_anew()
-            self._runner.start_anew()
+            self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
+            self._runner.start_anew(_RUNNER_GRACE_SECONDS)
 
     def _supernode_wrote(self, line: str) -> None:
         text = self._log.heard("supernode", line, shown=False)
@@ -195,7 +195,10 @@ class Supervisor:
             self._reported = facts
             changed = datetime.now(UTC).isoformat(timespec="seconds")
             text = json.dumps({**facts, "changed": changed}, indent=2) + "\n"
-            write_atomically(self._state_file, text.encode())
+            try:
+                write_atomically(self._state_file, text.encode())
+            except OSError as error:
+                self._tell(f"{self._state_file} could not be written: {error.strerror}.")
 
     def _end_both(self) -> None:
         """The runner first, so that the SuperNode can still send what it says last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ def up(
 
     trial_address = _trial_address(superlink, insecure)
     require_flower()
+    _require_linux()
     site = Site.from_file(config)
     with only_one(site.state_folder):
         launch = Launch(config, site, trial_address)
@@ -58,3 +60,11 @@ def _trial_address(superlink: str, insecure: bool) -> str:
             "address and authority come from its invitation: see `foedus client join`."
         )
     return superlink
+
+
+def _require_linux() -> None:
+    """Secrets in memory files, and children that end with their parent, are Linux's."""
+    from protocol.errors import FoedusError
+
+    if sys.platform != "linux":
+        raise FoedusError(f"Expected Linux for `foedus client up`, got {sys.platform}.")

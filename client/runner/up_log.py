@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -52,7 +53,9 @@ class UpLog:
     def _write(self, process: str, text: str, shown: bool) -> None:
         self._file.info("%s %s", process, text)
         if shown:
-            print(f"{time.strftime('%H:%M:%S')} {process} {text}", file=sys.stderr, flush=True)
+            # A terminal that has gone must not stop whoever writes, nor a child behind a full pipe.
+            with suppress(OSError, ValueError):
+                print(f"{time.strftime('%H:%M:%S')} {process} {text}", file=sys.stderr, flush=True)
 
 
 class _Forward(logging.Handler):

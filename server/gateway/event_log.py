@@ -83,11 +83,12 @@ def configure_logging(path: Path, log_format: str, stderr: TextIO) -> None:
     flower.setLevel(logging.INFO)
 
 
-def log_served(served: Served) -> None:
-    """A line for each request; refused ones are warnings."""
-    event = {"event": "request", **asdict(served)}
+def log_served(served: Served, left_out: int = 0) -> None:
+    """A line for a request; refused ones are warnings. left_out: lines like it that were not
+    written."""
+    event = {"event": "request", **asdict(served), "left_out": left_out}
     del event["text"]
-    level = logging.WARNING if served.reason not in ("", "client_gone") else logging.INFO
+    level = logging.WARNING if served.is_refused else logging.INFO
     log.log(
         level,
         "%s",
@@ -96,7 +97,12 @@ def log_served(served: Served) -> None:
     )
 
 
-def log_connection_refused(address: str, reason: str) -> None:
-    """A line for each."""
-    event = {"event": "connection_refused", "address": address, "reason": reason}
+def log_connection_refused(address: str, reason: str, left_out: int) -> None:
+    """A line for it and for `left_out` like it before."""
+    event = {
+        "event": "connection_refused",
+        "address": address,
+        "reason": reason,
+        "left_out": left_out,
+    }
     log.warning("Connection refused: %s.", reason, extra={"event": event})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from typing import cast
 
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
@@ -21,12 +22,21 @@ from server.gateway.belongings import Belongings
 from server.gateway.limits import Limits
 from server.gateway.message_checks import check_object_id, check_pushed_reply
 from server.gateway.refused import Reason, Refused
+from server.gateway.reply_check import ReplyCheck
 from server.gateway.unread import UnreadBytes
 from server.gateway.uploads import Uploads
 
 
+@dataclass(frozen=True)
+class Done:
+    """A reply of which everything has come; empty where there is none."""
+
+    message_id: str = ""
+    session_id: str = ""
+
+
 class FleetRules:
-    """Blocks on the database; not for the event loop, except `note`.
+    """Blocks on the database; not for the event loop, except `note` and `show`.
 
     sign_off: takes a node for offline. A node that died without a word counts as online until its
     heartbeats are missed, and SuperLink turns it away so long, although it has proved who it is.
@@ -37,6 +47,7 @@ class FleetRules:
         belongings: Belongings,
         uploads: Uploads,
         unread: UnreadBytes,
+        replies: ReplyCheck,
         limits: Limits,
         sign_off: Callable[[int], object],
     ) -> None:
@@ -44,6 +55,7 @@ class FleetRules:
         self._belongings = belongings
         self._uploads = uploads
         self._unread = unread
+        self._replies = replies
         self._limits = limits
 
     def check(self, path: str, message: Message, node_id: int) -> str:
@@ -75,20 +87,31 @@ class FleetRules:
         """To be held from before a request is handed on until it is noted."""
         return self._uploads.settled if path == paths.PUSH_MESSAGES else nullcontext()
 
-    def note(self, path: str, message: Message, node_id: int, pushed_to: str, reply: Reply) -> None:
+    def note(self, path: str, message: Message, node_id: int, pushed_to: str, reply: Reply) -> Done:
         """Take note of an upload that began and of what was stored."""
         if reply.status != 200:
-            return
+            return Done()
         if path == paths.PUSH_MESSAGES:
-            answers = cast(PushMessagesRequest, message).messages_list[0].metadata
+            metadata = cast(PushMessagesRequest, message).messages_list[0].metadata
             begun = PushMessagesResponse.FromString(reply.body)
             missing = begun.objects_to_push
-            self._uploads.begun(begun.session_id, answers.reply_to_message_id, missing)
-        elif path == paths.PUSH_OBJECT and pushed_to:
+            self._uploads.begun(begun.session_id, metadata.reply_to_message_id, missing)
+            return Done() if missing else Done(metadata.message_id, begun.session_id)
+        if path == paths.PUSH_OBJECT and PushObjectResponse.FromString(reply.body).stored:
             request = cast(PushObjectRequest, message)
-            if PushObjectResponse.FromString(reply.body).stored:
-                self._uploads.object_stored(request.session_id, request.object_id)
-                self._unread.add(node_id, pushed_to, len(request.object_content))
+            self._unread.add(node_id, pushed_to, len(request.object_content))
+            if self._uploads.object_stored(request.session_id, request.object_id):
+                return Done(pushed_to, request.session_id)
+        return Done()
+
+    def settle(self, done: Done) -> None:
+        """Look at a reply that has wholly come. The caller then calls `show`."""
+        if not self._replies.settle(done.message_id):
+            self._unread.taken(done.message_id)
+
+    def show(self, done: Done) -> None:
+        """Hide the reply from the run no more."""
+        self._uploads.over(done.session_id)
 
     def _check_reply(self, request: PushMessagesRequest, node_id: int) -> None:
         check_pushed_reply(request, node_id, self._limits.max_tree_objects)

@@ -27,7 +27,7 @@ from server.gateway.long_poll import ArrivalBoard, HeldPoll
 from server.gateway.member_api import MemberApi
 from server.gateway.message_checks import parse
 from server.gateway.node_identity import NodeGate, claimed_node
-from server.gateway.observing import Observer, Served
+from server.gateway.observing import CLIENT_GONE, Observer, Served
 from server.gateway.redelivery import Redelivery
 from server.gateway.refused import Reason, Refused
 
@@ -95,9 +95,9 @@ class Guard:
         except Refused as refused:
             reply, reason, text = refused.reply(), refused.reason.value, str(refused)
         except ClientGone:
-            reply, reason = Reply(499, (), b""), "client_gone"
+            reply, reason = Reply(499, (), b""), CLIENT_GONE
         account.bytes_out = len(reply.body)
-        if reason != "client_gone":
+        if reason != CLIENT_GONE:
             await self._send(incoming, send, reply)
         self._observer.served(
             Served(

@@ -121,15 +121,16 @@ class Hosting:
 
     async def run(
         self,
+        prepare: Callable[[], None],
         upkeep: Iterable[Coroutine[Any, Any, None]],
         firms_open_at: datetime.datetime,
         release_polls: Callable[[], None],
     ) -> None:
         """Serve until SIGTERM, SIGINT, or the end of standard input where that is a pipe.
 
-        upkeep: begun once SuperLink answers on loopback. firms_open_at: no firm is let in before.
-        release_polls: called first when it stops. Errors: FoedusError where SuperLink does not
-        start.
+        prepare: called in a thread once SuperLink answers on loopback; upkeep: begun after it.
+        firms_open_at: no firm is let in before. release_polls: called first when it stops.
+        Errors: FoedusError where SuperLink does not start.
         """
         stop = asyncio.Event()
         _stop_when_told(stop)
@@ -138,6 +139,7 @@ class Hosting:
         tasks = [control, metrics]
         try:
             await _until_started(self._control, control)
+            await asyncio.to_thread(prepare)
             tasks += [asyncio.create_task(work) for work in upkeep]
             wait_seconds = (firms_open_at - datetime.datetime.now(datetime.UTC)).total_seconds()
             await asyncio.sleep(max(0.0, wait_seconds))

@@ -18,6 +18,7 @@ from starlette.types import Receive
 
 from server.gateway.asgi import Reply, wait_for_disconnect
 from server.gateway.body import ClientGone
+from server.gateway.refused import Reason, Refused
 
 # A message whose objects stop coming is taken for abandoned; SuperLink itself gives it 180 s.
 STALLED_SECONDS = 30.0
@@ -119,7 +120,8 @@ class HeldPoll:
         """What SuperLink answers once there is a message, or what it answered when time is up.
 
         `ask` puts the question to SuperLink, which then counts the message as delivered; so it is
-        put only while the client is there. Errors: ClientGone.
+        put only while the client is there. Errors: ClientGone; Refused where the node asked again
+        while a message was arriving.
         """
         gone = asyncio.ensure_future(wait_for_disconnect(receive))
         until = time.monotonic() + self._hold_seconds
@@ -130,10 +132,10 @@ class HeldPoll:
                     reply = await ask()
                 while reply is None or _is_empty(reply):
                     rung = await _rings(waiting.bell, gone, until - time.monotonic())
-                    if waiting.superseded:
-                        raise ClientGone
-                    if not rung and reply is not None:
+                    if reply is not None and (waiting.superseded or not rung):
                         break
+                    if waiting.superseded:
+                        raise Refused(Reason.UNAVAILABLE, "The node asked again.")
                     waiting.bell.clear()
                     reply = await ask()
                     if not rung or self._board.closing:

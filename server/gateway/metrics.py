@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from server.gateway.event_log import log_connection_refused, log_served
 from server.gateway.observing import Served
+from server.gateway.refusal_log import RefusalLog
 
 # Held polls take as long as they are held and are not counted here.
 _SECONDS = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
@@ -29,7 +30,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.gauges: dict[str, Gauge] = {}
+        self._refusals = RefusalLog()
 
     def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """A number that is asked for whenever somebody looks."""
@@ -38,9 +39,7 @@ class Metrics:
 
     def labelled_gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         """A number for each value of its labels; the caller sets it."""
-        made = Gauge(f"foedus_{name}", meaning, labels, registry=self.registry)
-        self.gauges[name] = made
-        return made
+        return Gauge(f"foedus_{name}", meaning, labels, registry=self.registry)
 
     def text(self) -> bytes:
         """All of them."""
@@ -55,12 +54,19 @@ class Metrics:
         self._bytes.labels("out").inc(served.bytes_out)
         if not served.path.endswith("/pull-messages"):
             self._seconds.labels(served.path).observe(served.seconds)
-        log_served(served)
+        if served.is_refused:
+            self._refusals.note(
+                served.reason, served.address, lambda left_out: log_served(served, left_out)
+            )
+        else:
+            log_served(served)
 
     def connection_refused(self, address: str, reason: str) -> None:
         """See Observer."""
         self._no_entry.labels(reason).inc()
-        log_connection_refused(address, reason)
+        self._refusals.note(
+            reason, address, lambda left_out: log_connection_refused(address, reason, left_out)
+        )
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"foedus_{name}", meaning, labels, registry=self.registry)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+# The reason of a request whose client went away before it was answered.
+CLIENT_GONE = "client_gone"
+
 
 @dataclass(frozen=True)
 class Served:
@@ -23,6 +26,11 @@ class Served:
     bytes_in: int
     bytes_out: int
     seconds: float
+
+    @property
+    def is_refused(self) -> bool:
+        """True where the guard said no; a client that went away was not refused."""
+        return self.reason not in ("", CLIENT_GONE)
 
 
 class Observer(Protocol):

@@ -95,12 +95,17 @@ async def _serve(
     certificate = CertificateWatch(
         folder.server_certificate, folder.server_key, hosting.reload_certificate
     )
+
+    def follow_roster() -> None:
+        roster.look(time.time())
+
     upkeep = (
-        repeat(ROSTER_SECONDS, lambda: roster.look(time.time())),
+        repeat(ROSTER_SECONDS, follow_roster),
         repeat(RUNS_SECONDS, Keeper(folder, settings).step),
         repeat(CERTIFICATE_SECONDS, certificate.look),
     )
-    await hosting.run(upkeep, gate.takes_from, board.close)
+    # A SuperNode that is not registered yet would be told 401, and end.
+    await hosting.run(follow_roster, upkeep, gate.takes_from, board.close)
 
 
 def _registry(folder: ConsortiumFolder, settings: ConsortiumSettings) -> ControlNodeRegistry:

@@ -48,14 +48,19 @@ class Uploads:
         self._by_session[session_id] = upload
         self._session_of[answers] = session_id
 
-    def object_stored(self, session_id: str, object_id: str) -> None:
-        """One of the objects came."""
+    def object_stored(self, session_id: str, object_id: str) -> bool:
+        """One of the objects came; True where it was the last. The run is told of the reply once
+        `over` is called."""
         upload = self._by_session.get(session_id)
         if upload is None:
-            return
+            return False
         upload.missing.discard(object_id)
         upload.progress_at = time.monotonic()
-        if not upload.missing:
+        return not upload.missing
+
+    def over(self, session_id: str) -> None:
+        """It has come, or was given up: it is hidden from the run no more."""
+        if session_id in self._by_session:
             self._forget(session_id)
 
     def unfinished(self, message_ids: Iterable[str]) -> set[str]:

@@ -75,23 +75,21 @@ def _values(row: ReviewedReply) -> dict[str, Any]:
 
 
 def _show(reviewed: Review) -> None:
-    headings = ("", "time (UTC)", "site", "kind", "round", "verdict", "bytes", "digest", "signed")
-    table = Table(*headings)
+    """Without digests and sizes, which JSON has."""
+    table = Table("", "time (UTC)", "site", "kind", "round", "verdict", "signed")
     for row in reviewed.replies:
         reply = row.reply
         verdict = reply.reason or "admitted"
         if reply.reason and reply.status not in ("", "ok"):
-            verdict += f": {reply.status}"
+            verdict = f"declined: {reply.status}"
         cells = (
             str(reply.sequence),
-            reply.time[:19],
+            reply.time[5:19].replace("T", " "),
             row.site,
             reply.kind,
             str(reply.round),
             verdict,
-            str(reply.num_bytes),
-            reply.digest[:12],
             "yes" if row.signed else "no",
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     Console().print(table)

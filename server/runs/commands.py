@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -166,15 +167,23 @@ def _show(console: Console, told: Report) -> None:
             "The coordinator does not answer: this is what its files say. Start it by "
             "foedus server up."
         )
-    runs = Table("run", "status", "round", "sites", "scores", "Flower", "what happened")
+    runs = _table("run", "status", "round", "sites", "scores", "Flower", "what happened")
     for run in told.runs:
         # Text, because messages and names may hold what rich takes for its own markup.
         runs.add_row(*(Text(cell) for cell in _cells(run)))
     console.print(runs if told.runs else "No run yet: foedus server run starts one.")
-    sites = Table("site", "node", "answers")
+    sites = _table("site", "node", "answers")
     for site in told.sites:
         sites.add_row(Text(site.name), site.node_id or "-", site.status)
     console.print(sites)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1))
+    for heading in headings:
+        # Folded, not cut: half a message is none.
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def _cells(run: RunReport) -> tuple[str, ...]:

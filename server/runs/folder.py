@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -231,9 +232,16 @@ def _opened(path: Path, create: bool = True) -> Iterator[int]:
 
 
 def run_folders(runs: Path) -> list[RunFolder]:
-    """Every run of a consortium, the oldest first."""
+    """Every run of a consortium, the oldest first; those with a damaged record come last."""
     found = [RunFolder(path.parent) for path in runs.glob(f"*/{RECORD}")]
-    return sorted(found, key=lambda folder: folder.read().created)
+    return sorted(found, key=_created)
+
+
+def _created(folder: RunFolder) -> float:
+    try:
+        return folder.read().created
+    except FoedusError:
+        return math.inf
 
 
 def next_name(runs: Path) -> str:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from server.records import scores
 from server.runs.folder import RunFolder, RunStatus
 from server.runs.lifecycle import Runs
 from server.runs.progress import Event, ProgressReader
-from server.runs.report import scores
 from server.runs.standing import Standing
 
 _PAUSE_SECONDS = 0.3

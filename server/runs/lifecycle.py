@@ -115,7 +115,7 @@ class Runs:
         record, flower = run.read(), None
         if launching and record.status.is_open:
             return record, Standing(RunStatus.STARTING)
-        if control is not None and record.status.is_open:
+        if control is not None and record.status.is_open and not run.is_occupied:
             flower = _flower_run(control, record.newest_flower_run)
         # A ServerApp may begin or end between any two of these lines. One that had begun before and
         # does not hold the run now has written its last event; one that begins now is at work.

@@ -6,6 +6,7 @@ written whole; a half-written last one (crash) is no line yet.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from server.records import RoundRecord
 log = logging.getLogger("foedus.server")
 
 MAX_MESSAGE_CHARACTERS = 2000
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ProgressLog:
         self._append(
             "failed",
             message=message[:MAX_MESSAGE_CHARACTERS],
-            resumable=not isinstance(error, FoedusError),
+            resumable=_is_resumable(error),
         )
 
     def _append(self, event: str, **values: Any) -> None:
@@ -123,6 +125,13 @@ class ProgressReader:
             event = _event(line)
             if event is not None:
                 yield event
+
+
+def _is_resumable(error: Exception) -> bool:
+    """What foedus refuses it would refuse again, unless a disk had no room."""
+    refused = isinstance(error, FoedusError)
+    cause = error.__cause__
+    return not refused or (isinstance(cause, OSError) and cause.errno in _NO_ROOM)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from protocol.errors import FoedusError
+from server.records import scores
 from server.runs.control import ControlPlane, CoordinatorDown, FlowerRun
 from server.runs.folder import RunFolder, run_folders
 from server.runs.lifecycle import Runs
@@ -101,15 +102,6 @@ def _run_report(runs: Runs, folder: RunFolder, control: ControlPlane | None) -> 
         set_aside=tuple(f"{r['site']}: {r['reason']}" for r in last.get("rejected", ())),
         scores=scores(last.get("metrics", {})),
     )
-
-
-def scores(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that tell how good the adapter is: of the public test set, or of the sites."""
-    for prefix in ("central_", "sites_"):
-        found = {k: v for k, v in metrics.items() if k.startswith(prefix) and "num_" not in k}
-        if found:
-            return dict(sorted(found.items()))
-    return {}
 
 
 def _planned(events: list[Event]) -> int:

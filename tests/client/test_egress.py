@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from client.egress import EgressGuard, NoReceipt
 from client.policy import PolicySettings
 from client.receipts import ReceiptLog
 from protocol.adapter import FloatArray
-from protocol.flat_array import FLAT
 from protocol.messages import ARRAYS, CONFIG, METRICS, ExpectedReply, Reply
 from protocol.reasons import RefusalReason
 from protocol.reply_facts import reply_facts
@@ -73,6 +71,7 @@ BAD: dict[str, dict[str, Any]] = {
     "another run": {"run_id": "f" * 32},
     "an invented status": {"status": SECRET},
     "an update beside a refusal": {"status": str(RefusalReason.NO_DATA)},
+    "numbers beside a refusal": {"status": str(RefusalReason.NO_DATA), "update": {}},
 }
 
 
@@ -116,6 +115,27 @@ def test_nothing_leaves_where_no_receipt_can_be_written(
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(NoReceipt):
         EgressGuard(EXPECTED, 1.0, PolicySettings()).release(reply(), receipts)
+
+
+def test_nothing_leaves_after_a_damaged_receipt_and_the_site_is_told_where(
+    receipts: ReceiptLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = EgressGuard(EXPECTED, 1.0, PolicySettings())
+    guard.release(reply(), receipts)
+    with receipts.path.open("ab") as stream:
+        stream.write(b"garbage\n")
+    with pytest.raises(NoReceipt):
+        guard.release(Reply(RUN_ID, 1, RefusalReason.NO_DATA), receipts)
+    assert f"last line of {receipts.path}" in caplog.text and "restore the file" in caplog.text
+
+
+def test_a_number_that_the_site_s_policy_keeps_is_left_out_and_the_rest_goes(
+    receipts: ReceiptLog,
+) -> None:
+    policy = PolicySettings(allowed_metrics=("num_examples",))
+    numbers = {"num_examples": 3.0, "train_loss": 0.5, "train_seconds": 9.0}
+    content = EgressGuard(EXPECTED, 1.0, policy).release(reply(metrics=numbers), receipts)
+    assert dict(content.metric_records[METRICS]) == {"num_examples": 3.0} and ARRAYS in content
 
 
 def test_a_receipt_names_where_the_privacy_ledger_stood(receipts: ReceiptLog) -> None:

@@ -73,23 +73,26 @@ def _every_checkpoint_damaged(scene: Scene) -> None:
 
 def _damaged_ledger(scene: Scene) -> None:
     """One number in it, so that SQLite still reads it."""
+    scene.begin()
+    scene.after_round(1)
     path = scene.victim.open().ledger.path
-    _add_to_first_sigma(path, 1.0)
+    sigma = _first_sigma(path)
+    _set_first_sigma(path, sigma + 1.0)
     try:
-        scene.begin()
-        scene.after_round(1)
+        scene.after_round(2)
     finally:
-        _add_to_first_sigma(path, -1.0)
+        _set_first_sigma(path, sigma)
     scene.mark()
 
 
 def _damaged_receipts(scene: Scene) -> None:
+    scene.begin()
+    scene.after_round(1)
     path = scene.victim.open().receipts.path
     place = path.stat().st_size // 2
     damage(path, place)
     try:
-        scene.begin()
-        scene.after_round(1)
+        scene.after_round(2)
     finally:
         damage(path, place)
     scene.mark()
@@ -110,9 +113,15 @@ def damage(path: Path, place: int | None = None) -> None:
         os.fsync(stream.fileno())
 
 
-def _add_to_first_sigma(path: Path, change: float) -> None:
+def _first_sigma(path: Path) -> float:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE rounds SET sigma = sigma + ? WHERE sequence = 1", (change,))
+        (sigma,) = connection.execute("SELECT sigma FROM rounds WHERE sequence = 1").fetchone()
+    return float(sigma)
+
+
+def _set_first_sigma(path: Path, sigma: float) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE rounds SET sigma = ? WHERE sequence = 1", (sigma,))
         connection.commit()
 
 
@@ -176,19 +185,19 @@ STORAGE = (
     Scenario(
         "damaged-ledger",
         "a number in a site's privacy ledger is altered, and put back",
-        "before the run until after round 1",
+        "from the end of round 1 to that of round 2",
         _WITHOUT,
         _damaged_ledger,
-        cohorts=_LATER,
+        cohorts={2: {2}},
         said=(Said("site", "ledger_broken"),),
     ),
     Scenario(
         "damaged-receipts",
         "a byte of a site's receipts is turned over, and put back",
-        "before the run until after round 1",
+        "from the end of round 1 to that of round 2",
         _WITHOUT,
         _damaged_receipts,
-        cohorts=_LATER,
+        cohorts={2: {2}},
         said=(Said("site", "receipts are damaged"),),
     ),
 )

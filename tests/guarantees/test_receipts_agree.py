@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from flwr.app import Context
+from flwr.app import Context, Message
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from typer.testing import CliRunner
 
 from client.app import make_app
@@ -64,6 +65,16 @@ def site_of(folder: Path, consortium: ConsortiumFolder, firm: Firm, number: int)
     return Site.from_file(path)
 
 
+class WireGrid(InProcessGrid):
+    """What is pulled has been bytes in between, as between processes."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        for reply in replies:
+            reply.content = recorddict_from_proto(recorddict_to_proto(reply.content))
+        return replies
+
+
 class Consortium:
     """Three firms, each a node in one process, and their coordinator's folder."""
 
@@ -85,7 +96,7 @@ class Consortium:
             return self.sites[context.node_id]
 
         coordinator = Coordinator(
-            InProcessGrid(make_app(find_site), len(FIRMS)),
+            WireGrid(make_app(find_site), len(FIRMS)),
             settings,
             build_strategy(settings.federation),
             CheckpointStore(log.path.parent / "checkpoints", settings),

@@ -14,7 +14,7 @@ from protocol.adapter import FloatArray
 from protocol.errors import WireError
 from protocol.flat_array import FLAT
 from protocol.messages import ARRAYS, CONFIG, METRICS, Reply
-from protocol.reasons import RejectionReason
+from protocol.reasons import RefusalReason, RejectionReason
 from protocol.reply_facts import reply_facts
 from protocol.secure_aggregation.messages import MaskedInputReply
 from protocol.secure_aggregation.wire import MASKED, SECURE, Phase, SessionId, refusal_content
@@ -76,7 +76,16 @@ def test_the_digest_can_be_recomputed_by_hand_from_what_was_sent() -> None:
     assert reply_facts(content, "train").digest == by_hand
 
 
-@pytest.mark.parametrize("content", [reply(), reply(status="policy", update={}), masked()])
+@pytest.mark.parametrize(
+    "content",
+    [
+        reply(),
+        reply(status=RefusalReason.POLICY, update={}),
+        reply(metrics={"num_examples": np.float64(3.0)}),
+        masked(),
+        refusal_content(Phase.SHARE, SESSION, RefusalReason.POLICY),
+    ],
+)
 def test_both_ends_of_the_wire_find_the_same_facts(content: RecordDict) -> None:
     arrived = recorddict_from_proto(recorddict_to_proto(content))
     assert reply_facts(arrived, "train") == reply_facts(content, "train")

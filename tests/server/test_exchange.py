@@ -130,3 +130,41 @@ def test_a_client_that_raises_is_an_error_reply_as_on_a_deployed_node() -> None:
 def test_nobody_asked_is_an_exchange_that_ends_at_once() -> None:
     outcome, heard = ask(InProcessGrid(little_app(), 1), 0, 5.0)
     assert (outcome.asked, outcome.silent, heard) == ((), (), [])
+
+
+class PickyGrid(InProcessGrid):
+    """Takes no message to some nodes, as Flower says by an empty id, and no push of too many."""
+
+    def __init__(self, num_sites: int, refused: set[int], most: int = 1000) -> None:
+        super().__init__(little_app(), num_sites)
+        self._refused, self._most = refused, most
+        self.pushes: list[int] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        self.pushes.append(len(batch))
+        if len(batch) > self._most:
+            return []
+        ids = list(super().push_messages(batch))
+        nodes = [message.metadata.dst_node_id for message in batch]
+        return ["" if n in self._refused else i for i, n in zip(ids, nodes, strict=True)]
+
+
+def test_a_cohort_is_asked_in_a_few_pushes() -> None:
+    grid = PickyGrid(45, refused=set())
+    outcome, heard = ask(grid, 45, 60.0)
+    assert grid.pushes == [20, 20, 5]
+    assert len(heard) == 45 and outcome.silent == ()
+
+
+def test_ids_and_nodes_pair_where_some_messages_are_not_taken() -> None:
+    outcome, heard = ask(PickyGrid(5, refused={2, 4}), 5, 60.0)
+    assert [node for node, _ in heard] == [1, 3, 5]
+    assert all(reply.metadata.src_node_id == node for node, reply in heard)
+    assert outcome.silent == (2, 4)
+
+
+def test_whoever_is_in_a_push_that_was_not_taken_is_silent() -> None:
+    outcome, heard = ask(PickyGrid(21, refused=set(), most=10), 21, 60.0)
+    assert [node for node, _ in heard] == [21]
+    assert outcome.silent == tuple(range(1, 21))

@@ -48,10 +48,20 @@ def test_a_killed_child_says_by_which_signal() -> None:
     assert ended.how == "by signal 9" and child.pid is None
 
 
+def test_what_cannot_be_started_is_told_of_and_tried_again() -> None:
+    heard: list[str] = []
+    missing = Command(["/no/such/program"], os.environ, ())
+    commands = iter([missing, python("import time; time.sleep(600)")])
+    child = Child("x", lambda: next(commands), heard.append)
+    wait_until(lambda: child.tick() or child.pid, "a start that succeeds")
+    assert heard[0].startswith("ERROR: it could not be started (No such file or directory)")
+    assert child.num_starts == 1 and child.stop(grace_seconds=60.0)
+
+
 def test_started_anew_it_comes_back_without_a_pause() -> None:
     child = Child("x", lambda: python("import time; time.sleep(600)"), print)
     child.tick()
-    child.start_anew()
+    child.start_anew(grace_seconds=60.0)
     ended = next_end(child)
     assert ended.asked and ended.pause_seconds == 0.0
     child.tick()
@@ -59,18 +69,30 @@ def test_started_anew_it_comes_back_without_a_pause() -> None:
     assert child.stop(grace_seconds=60.0) and child.pid is None
 
 
-def test_a_child_that_does_not_listen_is_killed_after_the_grace() -> None:
+def deaf_child() -> Child:
     heard: list[str] = []
-    deaf = (
+    code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "print('deaf', flush=True); time.sleep(600)"
     )
-    child = Child("x", lambda: python(deaf), heard.append)
+    child = Child("x", lambda: python(code), heard.append)
     child.tick()
-    pid = child.pid
     wait_until(lambda: heard, "its first line")
+    return child
+
+
+def test_a_child_that_does_not_listen_is_killed_after_the_grace() -> None:
+    child = deaf_child()
+    pid = child.pid
     assert not child.stop(grace_seconds=0.2)
     assert not is_running(pid)
+
+
+def test_a_child_that_does_not_listen_is_started_anew_all_the_same() -> None:
+    child = deaf_child()
+    child.start_anew(grace_seconds=0.2)
+    ended = next_end(child)
+    assert ended.asked and ended.how == "by signal 9"
 
 
 @pytest.mark.faults

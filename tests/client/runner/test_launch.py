@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,11 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_unless_the_site_names_it(
         fixed = Launch(config, site, ADDRESS)
         with pytest.raises(FoedusError, match=f"port {taken} of 127.0.0.1"):
             fixed.move_from_taken_port()
+
+
+def test_the_supervisor_does_without_the_libraries_that_train() -> None:
+    code = (
+        "import sys, client.runner.supervisor; print(*{'torch', 'transformers'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -198,6 +198,7 @@ def test_an_object_of_the_largest_size_flower_makes_passes(
     values = np.arange(6 * MIB // 4, dtype=np.float32)
     reply = node.reply(told, RecordDict({"a": ArrayRecord({"w": Array(values)})}))
     assert max(len(content) for content in reply.objects.values()) >= 5 * MIB
+    node.confirm(told)
     node.push(told, reply)
     (heard,) = wait_for(lambda: list(run.grid.pull_messages([sent])))
     assert (heard.content.array_records["a"]["w"].numpy() == values).all()

@@ -57,6 +57,7 @@ def test_a_question_is_held_until_a_message_comes(
     assert asking.told is not None and asking.told.message_id == sent
     for object_id in asking.told.object_ids:
         assert asking.node.read(asking.told, object_id).object_available
+    asking.node.confirm(asking.told)
     asking.node.leave()
 
 
@@ -76,6 +77,7 @@ def test_a_message_to_one_node_does_not_wake_another(
     (sent,) = run.tell(other.node_id)
     told = other.pull()
     assert told is not None and told.message_id == sent
+    other.confirm(told)
     asking.join()
     assert asking.told is None
     for node in (asking.node, other):
@@ -123,6 +125,7 @@ def test_a_message_is_handed_over_when_its_last_object_has_come(
     assert all(
         asking.node.read(asking.told, part).object_available for part in asking.told.object_ids
     )
+    asking.node.confirm(asking.told)
     asking.node.leave()
 
 
@@ -177,4 +180,5 @@ def test_a_second_question_takes_the_place_of_the_first(
     (sent,) = run.tell(second.node_id)
     later.join()
     assert told[0] is not None and told[0].message_id == sent
+    second.confirm(told[0])
     second.leave()

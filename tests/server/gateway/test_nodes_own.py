@@ -61,6 +61,14 @@ def birch_node(coordinator: Coordinator, birch: Firm) -> Iterator[FirmNode]:
 
 
 def told(run: PlayedRun, node: FirmNode) -> Told:
+    """A message that the node has received: Flower then deletes it and expects the answer."""
+    message = handed(run, node)
+    node.confirm(message)
+    return message
+
+
+def handed(run: PlayedRun, node: FirmNode) -> Told:
+    """A message whose objects the node has yet to read."""
     run.tell(node.node_id)
     message = node.pull()
     assert message is not None
@@ -216,6 +224,7 @@ def test_flower_alone_would_hand_such_an_instruction_on(
         fleet.PushMessages(forged)
     order = birch_node.pull()
     assert order is not None and order.message.metadata.src_node_id == 1
+    birch_node.confirm(order)
 
 
 @pytest.mark.parametrize(
@@ -256,10 +265,11 @@ def test_a_node_cannot_answer_for_another(
 def test_a_node_cannot_read_or_delete_what_was_sent_to_another(
     run: PlayedRun, ash_node: FirmNode, birch_node: FirmNode
 ) -> None:
-    to_birch = told(run, birch_node)
+    to_birch = handed(run, birch_node)
     assert refusal(lambda: ash_node.read(to_birch, to_birch.message_id)) == NOT_YOURS
     assert refusal(lambda: ash_node.confirm(to_birch)) == NOT_YOURS
     assert birch_node.read(to_birch, to_birch.message_id).object_available
+    birch_node.confirm(to_birch)
 
 
 def test_a_node_cannot_read_what_another_answered(

@@ -122,3 +122,10 @@ def test_runs_are_listed_by_age_and_new_names_are_free(tmp_path: Path) -> None:
         RunFolder(tmp_path / name).create(replace(RECORD, name=name, created=created))
     assert [run.name for run in run_folders(tmp_path)] == ["zeta", "run-2", "run-1"]
     assert next_name(tmp_path) == "run-3"
+
+
+def test_a_damaged_record_hides_no_other_run(tmp_path: Path) -> None:
+    for name, created in (("second", 2.0), ("first", 1.0), ("damaged", 0.0)):
+        RunFolder(tmp_path / name).create(RunRecord(name, (), created))
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert [run.name for run in run_folders(tmp_path)] == ["first", "second", "damaged"]

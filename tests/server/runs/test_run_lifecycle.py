@@ -123,15 +123,14 @@ def test_a_killed_serverapp_is_resumed_and_no_round_is_done_twice(runs: Runs) ->
     for starts in (1, 2):
         os.kill(int(events(run, "started")[-1].values["pid"]), signal.SIGKILL)
         before = len(rounds(run))
-        keep_until(
-            runs, run,
-            lambda s=starts, b=before: len(events(run, "started")) > s and len(rounds(run)) > b,
-        )  # fmt: skip
-    # A round may have been kept and not told of when the kill came.
+
+        def goes_on(starts: int = starts, before: int = before) -> bool:
+            return len(events(run, "started")) > starts and len(rounds(run)) > before
+
+        keep_until(runs, run, goes_on)
+    # A round may have been kept and not told of when a kill came; none is done twice.
     told = rounds(run)
-    assert told == sorted(set(told)) and set(range(1, told[-1] + 1)) - set(told) <= {
-        told[-1] - 1, *range(2, told[-1])
-    }  # fmt: skip
+    assert told == sorted(set(told)) and told[-1] - len(told) <= 2
     assert len(run.read().flower_run_ids) == 3
     runs.stop("killed")
 
