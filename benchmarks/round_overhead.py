@@ -32,8 +32,8 @@ OURS, STOCK = "foedus", "stock Flower"
 class Workload:
     """Rounds of a run, and how often each side runs."""
 
-    rounds: int = 6
-    repetitions: int = 3
+    rounds: int = 5
+    repetitions: int = 4
 
 
 QUICK = Workload(4, 1)

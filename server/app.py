@@ -64,6 +64,13 @@ class CoordinatorSettings:
 
 
 @dataclass(frozen=True)
+class _Configuration(RunSettings):
+    """conf/coordinate.yaml as a whole."""
+
+    coordinator: CoordinatorSettings = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class Plan:
     """One federation, ready to run."""
 
@@ -151,11 +158,11 @@ def plan_from_run_config(context: Context) -> Plan:
 def compose_plan(overrides: list[str]) -> Plan:
     """The plan of `conf/coordinate.yaml` under Hydra overrides.
 
-    Errors: SettingsError with everything that is wrong in a part at once.
+    Errors: SettingsError with everything that is wrong at once.
     """
-    config = _composed(overrides)
-    settings = decode(RunSettings, _run_part(config), _WHERE)
-    coordinator = _coordinator_part(config)
+    configuration = decode(_Configuration, _composed(overrides), _WHERE)
+    coordinator = configuration.coordinator
+    settings = RunSettings(**{f.name: getattr(configuration, f.name) for f in fields(RunSettings)})
     evaluation = None
     if coordinator.test_set:
         examples = read_test_set(Path(coordinator.test_set), settings.task.kind)

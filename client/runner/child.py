@@ -90,7 +90,7 @@ class Child:
         return ended
 
     def start_anew(self, grace_seconds: float) -> None:
-        """SIGTERM, and SIGKILL after the grace; `tick` sees to that, and starts it without a pause."""
+        """SIGTERM, after the grace SIGKILL; `tick` then starts it without a pause."""
         if self._process:
             self._kill_at = time.monotonic() + grace_seconds
             self._process.terminate()

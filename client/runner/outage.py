@@ -68,6 +68,7 @@ def explain_end(refused: bool, answer: Reached | NotReached) -> str:
     if refused:
         return (
             "The coordinator answers, and does not accept this site's key: it was not admitted "
-            "yet, its membership has expired, or it was expelled. Ask the coordinator."
+            "yet, its membership has expired, or it was expelled. Ask the coordinator, unless this "
+            "site has just crashed: its last connection may count for another minute."
         )
     return "The coordinator answers; see the lines before it ended in up.log."

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.gateway import allowed_paths as paths
 from server.gateway.asgi import Reply, call, post_scope, send_reply
 from server.gateway.body import ClientGone, Incoming, discard_rest, read_body
-from server.gateway.fleet_rules import FleetRules
+from server.gateway.fleet_rules import Done, FleetRules
 from server.gateway.limits import Limits
 from server.gateway.long_poll import ArrivalBoard, HeldPoll
 from server.gateway.member_api import MemberApi
@@ -82,6 +82,8 @@ class Guard:
         self._members = members
         self._limits = limits
         self._observer = observer
+        # One whole reply in memory at a time.
+        self._settling = asyncio.Lock()
         self._turns: defaultdict[int, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(limits.bodies_at_a_time)
         )
@@ -153,11 +155,20 @@ class Guard:
             if path != paths.PULL_MESSAGES:
                 async with self._rules.turn(path):
                     reply = await call(self._superlink, onward, body)
-                    self._rules.note(path, message, node_id, pushed_to, reply)
+                    done = self._rules.note(path, message, node_id, pushed_to, reply)
+                    if done.message_id:
+                        await self._settle(done)
                 return reply
         await asyncio.to_thread(self._redelivery.before_question, node_id)
         poll = HeldPoll(self._board, node_id, self._limits.long_poll_seconds)
         return await poll.answer(lambda: call(self._superlink, onward, body), receive)
+
+    async def _settle(self, done: Done) -> None:
+        async with self._settling:
+            try:
+                await asyncio.to_thread(self._rules.settle, done)
+            finally:
+                self._rules.show(done)
 
     def _turn(
         self, node_id: int, headers: Mapping[bytes, bytes]

@@ -18,6 +18,7 @@ from server.consortium.registry import ControlNodeRegistry
 from server.consortium.settings import ConsortiumSettings
 from server.gateway.belongings import Belongings, Database
 from server.gateway.event_log import configure_logging, keep_output
+from server.gateway.false_announcements import Announcing, FalseAnnouncements
 from server.gateway.fleet_rules import FleetRules
 from server.gateway.guard import Guard
 from server.gateway.health import HealthApp
@@ -28,6 +29,7 @@ from server.gateway.member_api import PULL_RECEIPTS, PUSH_RECEIPTS, Handler, Mem
 from server.gateway.metrics import Metrics
 from server.gateway.node_identity import NodeGate
 from server.gateway.redelivery import Redelivery
+from server.gateway.reply_check import ReplyCheck
 from server.gateway.roster_watch import RosterWatch
 from server.gateway.run_watch import RunWatch
 from server.gateway.superlink import LOOPBACK, superlink_app
@@ -80,7 +82,14 @@ async def _serve(
     guard = Guard(
         superlink,
         gate,
-        FleetRules(belongings, uploads, unread, limits, state.deactivate_node),
+        FleetRules(
+            belongings,
+            uploads,
+            unread,
+            ReplyCheck(database, state.object_store),
+            limits,
+            state.deactivate_node,
+        ),
         Redelivery(database),
         board,
         MemberApi(lambda: roster.chain, handlers, limits),
@@ -88,7 +97,9 @@ async def _serve(
         metrics,
     )
     health = HealthApp(folder, database, roster, metrics)
-    apps = Apps(RunWatch(superlink, board, unread, uploads), guard, health)
+    announcements = FalseAnnouncements(cast(Announcing, state))
+    watch = RunWatch(superlink, board, unread, uploads, announcements)
+    apps = Apps(watch, guard, health)
     hosting = Hosting(folder, sockets, apps, limits, metrics)
     metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)
     metrics.gauge("connections", "Open connections of firms", lambda: hosting.firms.num_connections)

@@ -1,9 +1,9 @@
 """A reply that has wholly arrived is built once here, before the run hears of it.
 
-Flower's Grid builds each reply inside the run's one call for all of them, from what its objects say:
-not from what was announced. An object of another kind, or one that names objects which are not
-there, raises in that call and so ends the run; and a reply's content may name another message as the
-one it answers. Such a reply is taken out of the store: its site then counts as silent.
+Flower's Grid builds each reply inside the run's one call for all of them, from what its objects say
+and not from what was announced. An object of another kind, or one that names objects which are not
+there, raises in that call and so ends the run; and a reply's content may name another message as
+the one it answers. Such a reply is taken out of the store: its site then counts as silent.
 """
 
 from __future__ import annotations

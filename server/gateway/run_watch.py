@@ -1,10 +1,13 @@
 """Watches what the run's own process sends over the loopback port, so that polls can be answered.
 
 Requests and responses pass as they are, but for one: the run does not ask for replies that are
-still being uploaded (see uploads.py).
+still being uploaded (see uploads.py). Before it pushes, what contradicts it is given up (see
+false_announcements.py).
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -23,6 +26,7 @@ from google.protobuf.message import DecodeError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gateway.asgi import Reply, call, send_reply
+from server.gateway.false_announcements import FalseAnnouncements
 from server.gateway.long_poll import ArrivalBoard
 from server.gateway.unread import UnreadBytes
 from server.gateway.uploads import Uploads
@@ -31,16 +35,22 @@ _PULL_MESSAGES = "/v1/runtime/pull-messages"
 _PUSH_MESSAGES = "/v1/runtime/push-messages"
 _PUSH_OBJECT = "/v1/runtime/push-object"
 _CONFIRM = "/v1/runtime/confirm-message-received"
-_WATCHED = {_PUSH_MESSAGES, _PUSH_OBJECT, _CONFIRM}
+_WATCHED = {_PUSH_OBJECT, _CONFIRM}
 
 
 class RunWatch:
     """An ASGI app around SuperLink's."""
 
     def __init__(
-        self, app: ASGIApp, board: ArrivalBoard, unread: UnreadBytes, uploads: Uploads
+        self,
+        app: ASGIApp,
+        board: ArrivalBoard,
+        unread: UnreadBytes,
+        uploads: Uploads,
+        announcements: FalseAnnouncements,
     ) -> None:
         self._app = app
+        self._announcements = announcements
         self._board = board
         self._unread = unread
         self._uploads = uploads
@@ -51,6 +61,12 @@ class RunWatch:
             body = await _whole_body(receive)
             async with self._uploads.settled:
                 reply = await self._pull(scope, body)
+            await send_reply(send, reply)
+            return
+        if scope["type"] == "http" and scope["path"] == _PUSH_MESSAGES:
+            body = await _whole_body(receive)
+            async with self._uploads.settled:
+                reply = await self._push(scope, body)
             await send_reply(send, reply)
             return
         if scope["type"] != "http" or scope["path"] not in _WATCHED:
@@ -96,14 +112,22 @@ class RunWatch:
         headers.append((b"content-length", str(len(body)).encode()))
         return await call(self._app, {**scope, "headers": headers}, body)
 
+    async def _push(self, scope: Scope, body: bytes) -> Reply:
+        try:
+            request = PushAppMessagesRequest.FromString(body)
+        except DecodeError:
+            return await call(self._app, scope, body)
+        trees = list(request.message_object_trees)
+        for session_id in await asyncio.to_thread(self._announcements.give_up, trees):
+            self._uploads.over(session_id)
+        reply = await call(self._app, scope, body)
+        if reply.status == 200:
+            self._note_messages(request, PushAppMessagesResponse.FromString(reply.body))
+        return reply
+
     def _note(self, path: str, asked: bytes, answered: bytes) -> None:
         try:
-            if path == _PUSH_MESSAGES:
-                self._note_messages(
-                    PushAppMessagesRequest.FromString(asked),
-                    PushAppMessagesResponse.FromString(answered),
-                )
-            elif path == _PUSH_OBJECT:
+            if path == _PUSH_OBJECT:
                 if PushObjectResponse.FromString(answered).stored:
                     self._board.object_stored(PushObjectRequest.FromString(asked).object_id)
             else:

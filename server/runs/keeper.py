@@ -64,7 +64,7 @@ class Keeper:
     ) -> None:
         if time.time() >= record.resume_after:
             log.warning("Run %s was interrupted and is resumed: %s", run.name, standing.message)
-            self._runs.relaunch(control, run, record.newest_flower_run)
+            self._runs.relaunch(control, run, record)
 
     def _planned(self, run: RunFolder, record: RunRecord, message: str) -> RunRecord:
         """The record with the next resume planned, or given up. A round that was finished since the

@@ -73,31 +73,31 @@ class Runs:
             if run.is_occupied or standing.status is RunStatus.STARTING:
                 raise FoedusError(f"Run {name} is at work. foedus server status {name} shows it.")
             self._check_plan(run, record.overrides)
-            run.change(lambda old: replace(old, resumes=0, resume_after=0.0))
-            self.relaunch(control, run, record.newest_flower_run)
+            fresh = run.change(lambda old: replace(old, resumes=0, resume_after=0.0))
+            self.relaunch(control, run, fresh)
         return run
 
-    def relaunch(self, control: ControlPlane, run: RunFolder, last: int) -> None:
+    def relaunch(self, control: ControlPlane, run: RunFolder, seen: RunRecord) -> None:
         """Start the run's ServerApp again, after Flower was told that the last one is gone.
 
-        last: Flower's number of that one. Does nothing where somebody was faster.
+        Does nothing where the record is not as it was `seen`: somebody was faster, or stopped it.
         """
         with run.launching():
-            if run.is_occupied or run.read().newest_flower_run != last:
+            if run.is_occupied or run.read() != seen:
                 return
-            control.stop_run(last)
+            control.stop_run(seen.newest_flower_run)
             self._launch(control, run, resume=True)
 
     def stop(self, name: str) -> None:
         """Stop a run and wait until nothing works on it; `resume` goes on with it.
 
-        Errors: FoedusError where it has ended already, or does not end.
+        Errors: FoedusError where it has ended already, is just being started, or does not end.
         """
         run = self.run(name)
-        with self.control() as control:
-            standing = self.standing(run, control)
-            if not standing.status.is_open:
-                raise FoedusError(f"Run {name} is not at work: it is {standing.status}.")
+        standing = self.standing(run)
+        if not standing.status.is_open:
+            raise FoedusError(f"Run {name} is not at work: it is {standing.status}.")
+        with self.control() as control, run.launching():
             # First, so that the keeper does not take the end for a crash.
             run.note(RunStatus.STOPPED, "Stopped by the operator.")
             control.stop_run(run.read().newest_flower_run)
@@ -115,6 +115,9 @@ class Runs:
         record, flower = run.read(), None
         if launching and record.status.is_open:
             return record, Standing(RunStatus.STARTING)
+        if record.status is RunStatus.RUNNING and run.is_occupied:
+            # Known of this very start, so that a long run's events are not read every few seconds.
+            return record, Standing(RunStatus.RUNNING)
         if control is not None and record.status.is_open and not run.is_occupied:
             flower = _flower_run(control, record.newest_flower_run)
         # A ServerApp may begin or end between any two of these lines. One that had begun before and

@@ -18,19 +18,20 @@ from server.runs.standing import rounds_done
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run. asked, admitted, silent, set_aside: firm names of the last finished round; scores:
-    of that round. flower: Flower's word for the newest start, "" where it cannot be asked."""
+    """One run. status: a RunStatus, or unknown where its record is damaged. asked, admitted,
+    silent, set_aside: firm names of the last finished round; scores: of that round. flower:
+    Flower's word for the newest start, "" where it cannot be asked."""
 
     name: str
     status: str
     message: str
-    created: float
-    rounds_done: int
-    rounds: int
-    overrides: tuple[str, ...]
-    flower_run_ids: tuple[str, ...]
-    flower: str
-    resumes: int
+    created: float = 0.0
+    rounds_done: int = 0
+    rounds: int = 0
+    overrides: tuple[str, ...] = ()
+    flower_run_ids: tuple[str, ...] = ()
+    flower: str = ""
+    resumes: int = 0
     asked: tuple[str, ...] = ()
     admitted: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
@@ -69,7 +70,10 @@ def report(runs: Runs, name: str = "") -> Report:
 
     Errors: FoedusError where there is no such run.
     """
-    folders = [runs.run(name)] if name else run_folders(runs.folder.runs)
+    folders = run_folders(runs.folder.runs)
+    if name:
+        folders = [runs.run(name)]
+        folders[0].read()
     with runs.control() as control:
         try:
             control.runs([])
@@ -81,8 +85,12 @@ def report(runs: Runs, name: str = "") -> Report:
 
 
 def _run_report(runs: Runs, folder: RunFolder, control: ControlPlane | None) -> RunReport:
-    standing = runs.standing(folder, control)
-    record, events = folder.read(), read_events(folder.progress)
+    try:
+        record, standing = runs.look(folder, control)
+    except FoedusError as error:
+        # One run's damaged record must not hide the others.
+        return RunReport(folder.name, "unknown", str(error))
+    events = read_events(folder.progress)
     last = next((e.values for e in reversed(events) if e.kind == "round_finished"), {})
     newest = record.newest_flower_run
     return RunReport(

@@ -126,6 +126,8 @@ class Federation:
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
+        # Flower gives each ServerApp a session of its own; all name a file in this folder.
+        subprocess.run(["pkill", "-KILL", "-f", str(self.folder)], check=False)
 
     def start_superlink(self) -> None:
         """With the sites' keys registered, and its state on disk so that it can start again."""

@@ -60,17 +60,15 @@ def replies(site: RunningSite) -> list[tuple[str, str]]:
     return [(r["kind"], r["status"]) for r in site.receipts() if r["kind"] != "ledger"]
 
 
-def mark_of_work(site: RunningSite, federation: Federation, name: str) -> Path:
-    """Have the site train endlessly; returns when it does."""
-    received = site.log().count("Received successfully")
+def ledger_entries(site: RunningSite) -> int:
+    return sum(receipt["kind"] == "ledger" for receipt in site.receipts())
+
+
+def put_to_endless_work(site: RunningSite, federation: Federation, name: str) -> Path:
+    """Returns once the site trains: the ledger has the round before its first step."""
+    before = ledger_entries(site)
     output = federation.run(*ENDLESS, name=name)
-    site.wait_for("Received successfully", received + 1)
-    ledger = [r for r in site.receipts() if r["kind"] == "ledger"]
-    wait_until(
-        lambda: len([r for r in site.receipts() if r["kind"] == "ledger"]) > len(ledger),
-        "the round's entry in the ledger",
-        site.log,
-    )
+    wait_until(lambda: ledger_entries(site) > before, "an entry in the ledger", federation.logs)
     return output
 
 
@@ -113,7 +111,7 @@ def test_a_runner_killed_at_work_costs_its_reply_and_nothing_more(
     federation: Federation, site: RunningSite
 ) -> None:
     before = replies(site)
-    output = mark_of_work(site, federation, "killed-at-work")
+    output = put_to_endless_work(site, federation, "killed-at-work")
     sent = site.log().count("Sending: train message")
     wait_for_another(site, "runner", site.kill("runner"))
     # The SuperNode gives up on a silent runner after a minute and says so to the coordinator.
@@ -126,7 +124,7 @@ def test_a_runner_killed_at_work_costs_its_reply_and_nothing_more(
 def test_stopped_at_work_it_tells_the_coordinator_and_leaves_nothing_running(
     federation: Federation, site: RunningSite
 ) -> None:
-    mark_of_work(site, federation, "stopped-at-work")
+    put_to_endless_work(site, federation, "stopped-at-work")
     sent = site.log().count("Sending: train message")
     state = site.state()
     assert site.supervisor

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,11 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import (
@@ -73,6 +78,7 @@ T = TypeVar("T")
 
 OUTSIDE = "127.0.0.2"
 PATIENCE_SECONDS = 120.0
+HEARTBEAT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -257,8 +263,9 @@ class PlayedRun:
             request = AcquireTaskRequest(supported_task_types=["flwr-serverapp"])
             token = runtime.AcquireTask(request).token
         assert token, "SuperLink's own executor took the run"
-        with coordinator.runtime(token=token) as runtime:
-            started = runtime.PullTaskInput(PullTaskInputRequest())
+        runtime = coordinator.runtime(token=token)
+        started = runtime.PullTaskInput(PullTaskInputRequest())
+        threading.Thread(target=keep_alive, args=(runtime,), daemon=True).start()
         address, ca = coordinator.state.control_address, coordinator.folder.ca.read_bytes()
         self.grid = HttpGrid(address, False, ca, token=token)
         self.grid.set_run(run_from_proto(started.run))
@@ -284,6 +291,13 @@ class PlayedRun:
             # In a ServerApp's process these come from Flower's TaskIdentity.
             message.metadata.__dict__.update(_run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID)
         return list(self.grid.push_messages(messages))
+
+
+def keep_alive(runtime: RuntimeHttpClient) -> None:
+    """Without it SuperLink takes the run for dead after a while. Ends with the coordinator."""
+    with contextlib.suppress(httpx.HTTPError):
+        while runtime.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+            time.sleep(HEARTBEAT_SECONDS)
 
 
 def little_app(path: Path) -> Path:

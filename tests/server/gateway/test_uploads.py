@@ -89,9 +89,11 @@ def test_a_reply_announced_twice_is_whole_when_the_later_upload_is() -> None:
     uploads = Uploads()
     uploads.begun("first", "question", ["a", "b"])
     uploads.begun("second", "question", ["b"])
-    uploads.object_stored("first", "b")
+    assert not uploads.object_stored("first", "b")
     assert uploads.unfinished(["question", "other"]) == {"question"}
-    uploads.object_stored("second", "b")
+    assert uploads.object_stored("second", "b")
+    assert uploads.unfinished(["question"]) == {"question"}
+    uploads.over("second")
     assert uploads.unfinished(["question"]) == set()
 
 

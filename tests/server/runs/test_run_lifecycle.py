@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from protocol.audit_policy import audited_settings_digest
 from protocol.errors import FoedusError, SettingsError
+from server.app import compose_settings
 from server.release import verify_release
 from server.runs.control import CoordinatorDown
 from server.runs.folder import RunFolder, RunStatus
@@ -26,6 +28,7 @@ from server.runs.lifecycle import Runs
 from server.runs.progress import Event, read_events
 from server.runs.report import report
 from tests.server.runs.little_consortium import BIN, PATIENCE_SECONDS, found, log_of, superlink
+from tests.server.test_release_gate import audit_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -189,6 +192,43 @@ def test_the_commands_watch_a_run_to_its_end_and_tell_it_by_their_status(runs: R
     assert foedus("server", "stop", "nobody", *where).returncode == 2
 
 
+def test_ctrl_c_ends_the_watching_and_not_the_run(runs: Runs) -> None:
+    run = runs.start("left", LONG)
+    keep_until(runs, run, lambda: len(rounds(run)) >= 1)
+    command = ["server", "status", "left", "--follow", "--json"]
+    watching = subprocess.Popen(
+        [str(BIN / "foedus"), *command, "--consortium", str(runs.folder.path)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["event"] == "started"
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(PATIENCE_SECONDS) == 130
+    before = len(rounds(run))
+    keep_until(runs, run, lambda: len(rounds(run)) > before)
+    runs.stop("left")
+
+
+def test_a_shut_release_gate_fails_the_run_until_its_audit_passes(
+    runs: Runs, tmp_path: Path
+) -> None:
+    words = [*SMALL, "federation.rounds=1"]
+    run = runs.start("audited", [*words, "coordinator.require_audit=true"])
+    keep_until(runs, run, lambda: not run.read().status.is_open)
+    assert run.read().status is RunStatus.FAILED
+    assert "requires a leakage audit" in run.read().message
+    assert len(run.read().flower_run_ids) == 1 and not run.adapter.exists()
+    digest = audited_settings_digest(compose_settings(words))
+    audit = audit_file(tmp_path, settings_digest=digest, membership=None)
+    where = ["--consortium", str(runs.folder.path), "--audit", audit]
+    refused = foedus("server", "release", "audited", *where, "federation.rounds=1")
+    assert refused.returncode == 2 and "no overrides" in refused.stderr
+    released = foedus("server", "release", "audited", *where)
+    assert released.returncode == 0, released.stderr
+    assert verify_release(run.adapter)["audit"]["sha256"]
+    assert run.read().status is RunStatus.FINISHED
+
+
 def test_the_files_tell_where_runs_stand_when_the_coordinator_is_down(tmp_path: Path) -> None:
     made = found(tmp_path / "oak")
     with superlink(made):
@@ -198,9 +238,13 @@ def test_the_files_tell_where_runs_stand_when_the_coordinator_is_down(tmp_path: 
     while run.is_occupied:
         assert time.monotonic() < give_up
         time.sleep(0.1)
+    (made.folder.runs / "odd").mkdir()
+    (made.folder.runs / "odd" / "run.json").write_text("{")
     told = report(made)
     assert not told.coordinator_answers
     assert told.runs[0].status == "interrupted" and told.runs[0].rounds_done >= 1
+    # A damaged record hides no other run, from people or from the keeper.
+    assert told.runs[1].status == "unknown" and "restore run.json" in told.runs[1].message
     done = foedus("server", "status", "--consortium", str(made.folder.path))
     assert done.returncode == 0 and "The coordinator does not answer" in done.stdout
     with pytest.raises(CoordinatorDown, match="foedus server up"):
