@@ -230,14 +230,18 @@ class Deployment:
         assert entry
         return read_node_ids(self.coordinator.folder.nodes)[entry.member_id]
 
-    def end(self) -> None:
-        """End every process, and look that none is left."""
-        known = self.family()
+    def stop(self) -> None:
+        """End every process; `make_whole` starts them again."""
         for site in self.sites:
             site.ask_to_end()
         for site in self.sites:
             site.end()
         self.coordinator.end()
+
+    def end(self) -> None:
+        """End everything, and look that no process is left."""
+        known = self.family()
+        self.stop()
         for site in self.sites:
             site.route.close()
         for disk in self.disks.values():

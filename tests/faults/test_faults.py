@@ -29,7 +29,12 @@ def test_a_run_survives(deployment: Deployment, scenario: Scenario) -> None:
     if reason := scenario.needs(deployment):
         pytest.skip(reason)
     deployment.make_whole()
-    scene = Scene(deployment, scenario)
-    scenario.act(scene)
-    scene.wait_for_end()
-    keep(expect_survived(scene))
+    try:
+        scene = Scene(deployment, scenario)
+        scenario.act(scene)
+        scene.wait_for_end()
+        keep(expect_survived(scene))
+    except BaseException:
+        # The next one must not meet what this one has left.
+        deployment.stop()
+        raise
