@@ -32,10 +32,11 @@ from server.gateway.redelivery import Redelivery
 from server.gateway.reply_check import ReplyCheck
 from server.gateway.roster_watch import RosterWatch
 from server.gateway.run_watch import RunWatch
-from server.gateway.superlink import LOOPBACK, superlink_app
+from server.gateway.superlink import LOOPBACK, ExecutorWatch, superlink_app
 from server.gateway.unread import UnreadBytes
 from server.gateway.upkeep import (
     CERTIFICATE_SECONDS,
+    EXECUTOR_SECONDS,
     ROSTER_SECONDS,
     RUNS_SECONDS,
     CertificateWatch,
@@ -114,6 +115,7 @@ async def _serve(
         repeat(ROSTER_SECONDS, follow_roster),
         repeat(RUNS_SECONDS, Keeper(folder, settings).step),
         repeat(CERTIFICATE_SECONDS, certificate.look),
+        repeat(EXECUTOR_SECONDS, ExecutorWatch(superlink).look),
     )
     # A SuperNode that is not registered yet would be told 401, and end.
     await hosting.run(follow_roster, upkeep, gate.takes_from, board.close)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
+
+if TYPE_CHECKING:
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+
+log = logging.getLogger("foedus.gateway")
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,3 +49,21 @@ def superlink_app(folder: ConsortiumFolder, settings: ConsortiumSettings) -> Fas
     finally:
         sys.argv = arguments
     return create_app(config, SuperLinkLifespan)
+
+
+class ExecutorWatch:
+    """Looks after SuperLink's executor, the child process that starts the runs' ServerApps.
+
+    SuperLink starts it once. It ends where it cannot ask for work, such as while the server's
+    certificate has expired, and then no run begins any more.
+    """
+
+    def __init__(self, superlink: FastAPI) -> None:
+        self._lifespan: SuperLinkLifespan = superlink.state.superlink_lifespan
+
+    def look(self) -> None:
+        """Start it again where it has ended."""
+        process = self._lifespan.superexec_process
+        if process is not None and process.poll() is not None:
+            log.error("Flower's executor ended with %d; starting another.", process.returncode)
+            self._lifespan._start_superexec_if_needed()

@@ -14,6 +14,7 @@ log = logging.getLogger("foedus.gateway")
 ROSTER_SECONDS = 1.0
 RUNS_SECONDS = 2.0
 CERTIFICATE_SECONDS = 10.0
+EXECUTOR_SECONDS = 5.0
 
 
 async def repeat(seconds: float, work: Callable[[], None]) -> None:

@@ -52,7 +52,7 @@ PRIVATE_AND_MASKED = (
     "adapter.last_layers=1",
     "adapter.rank=2",
 )
-_SERVER_APP = "flwr-serverapp"
+_SERVER_APP, _EXECUTOR = "flwr-serverapp", "flower-superexec"
 
 
 class CoordinatorAtWork:
@@ -88,8 +88,11 @@ class CoordinatorAtWork:
 
     def server_app(self) -> int | None:
         """The process that runs the federation; None while there is none."""
-        found = [pid for pid in self.family() if _SERVER_APP in words_of(pid)]
-        return found[0] if found else None
+        return self._running(_SERVER_APP)
+
+    def executor(self) -> int | None:
+        """The process that starts ServerApps; None while there is none."""
+        return self._running(_EXECUTOR)
 
     def family(self) -> set[int]:
         """Every process of the coordinator."""
@@ -109,6 +112,10 @@ class CoordinatorAtWork:
             self._up.end()
         for pid in self.family():
             send(pid, signal.SIGKILL)
+
+    def _running(self, words: str) -> int | None:
+        found = [pid for pid in self.family() if words in words_of(pid)]
+        return found[0] if found else None
 
     def nodes_online(self) -> int:
         """SuperNodes that Flower has heard of lately; 0 while the coordinator is down."""

@@ -103,6 +103,14 @@ def _killed() -> Iterator[Scenario]:
             )
 
 
+def _kill_executor(scene: Scene) -> None:
+    coordinator = scene.coordinator
+    executor = wait_for("Flower's executor", coordinator.executor)
+    send(executor, signal.SIGKILL)
+    scene.mark()
+    scene.begin()
+
+
 def _cut_power_at_coordinator(scene: Scene) -> None:
     scene.begin()
     scene.at_training(1)
@@ -121,6 +129,14 @@ def _cut_power_at_site(scene: Scene) -> None:
 
 KILLS = (
     *_killed(),
+    Scenario(
+        "executor-killed-before",
+        "SIGKILL of the process that starts ServerApps",
+        "before the run",
+        _ALL,
+        _kill_executor,
+        rounds=2,
+    ),
     Scenario(
         "power-cut-at-coordinator",
         "SIGKILL of all the coordinator's processes; `foedus server up` again",

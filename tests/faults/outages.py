@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -21,8 +23,9 @@ _ALL = "every round with all three sites"
 _WITHOUT = "the round without it; with all three once it is back"
 _LATER = {1: {2}, 2: {2, 3}}
 _SLOW_BYTES_PER_SECOND = 64_000
-_HOUR = "+1h"
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+_HOUR_SECONDS = 3600
+_SHIFTED_CLOCK = Path(__file__).with_name("shifted_clock.c")
+_COMPILER = "cc"
 
 
 def _silent_site(scene: Scene) -> None:
@@ -101,8 +104,10 @@ def _slow_way(scene: Scene) -> None:
 def _wrong_clock(scene: Scene) -> None:
     victim = scene.victim
     victim.end()
-    # What measures durations is left alone: as on a machine whose clock is set wrong.
-    victim.start(LD_PRELOAD=str(_FAKETIME), FAKETIME=_HOUR, FAKETIME_DONT_FAKE_MONOTONIC="1")
+    library = scene.deployment.folder / "shifted_clock.so"
+    words = [_COMPILER, "-shared", "-fPIC", "-o", str(library), str(_SHIFTED_CLOCK), "-ldl"]
+    subprocess.run(words, check=True)
+    victim.start(LD_PRELOAD=str(library), FOEDUS_CLOCK_AHEAD=str(_HOUR_SECONDS))
     wait_for("the site to see why", lambda: scene.was_said(scene.scenario.said[0]))
     scene.begin()
     scene.after_round(1)
@@ -135,8 +140,8 @@ def _put_expired_certificate(folder: ConsortiumFolder) -> None:
     write_atomically(folder.server_certificate, expired.certificate_pem)
 
 
-def _no_faketime(_: Deployment) -> str:
-    return "" if _FAKETIME.exists() else "needs Debian's package libfaketime"
+def _no_compiler(_: Deployment) -> str:
+    return "" if shutil.which(_COMPILER) else "needs a C compiler, to shift a clock"
 
 
 OUTAGES = (
@@ -202,7 +207,7 @@ OUTAGES = (
         "rounds without the site, which is told why; with all three after that",
         _wrong_clock,
         cohorts=_LATER,
-        needs=_no_faketime,
+        needs=_no_compiler,
         said=(Said("site", "ahead of the coordinator's, so it refuses"),),
     ),
     Scenario(

@@ -77,6 +77,17 @@ def test_a_coordinator_that_is_killed_comes_back_and_work_goes_on(
     assert heard.content["m"]["loss"] == 0.5
 
 
+def test_an_executor_that_ends_is_started_again(coordinator: Coordinator) -> None:
+    def executor() -> psutil.Process | None:
+        below = psutil.Process(coordinator.process.pid).children(recursive=True)
+        alive = [p for p in below if p.status() != psutil.STATUS_ZOMBIE]
+        return next((p for p in alive if "flower-superexec" in " ".join(p.cmdline())), None)
+
+    before = wait_for(executor)
+    before.kill()
+    wait_for(lambda: now if (now := executor()) and now.pid != before.pid else None)
+
+
 def test_a_stop_ends_every_process_and_removes_the_state_file(coordinator: Coordinator) -> None:
     below = psutil.Process(coordinator.process.pid).children(recursive=True)
     assert any("superexec" in " ".join(process.cmdline()) for process in below)
