@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,9 @@ class Refusal(FoedusError):
 
 
 def place_of(error: Exception) -> str:
-    """Type and code location of an exception, without its message, which might quote a contract."""
+    """Type and code location of an exception, without its message, which might quote a contract;
+    of the operating system's errors also what they mean, such as "No space left on device"."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
-    return f"{type(error).__name__} at {where}"
+    means = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and error.errno else ""
+    return f"{type(error).__name__} at {where}{means}"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
+import anyio.to_thread
 from fastapi import FastAPI
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.control import ControlHttpClient
@@ -48,6 +49,10 @@ from server.runs.keeper import Keeper
 
 log = logging.getLogger("foedus.gateway")
 
+# That answer SuperLink's requests, instead of 40. Nearly all of them write, and SQLite lets one
+# write at a time: the others wait with growing pauses, and after 5 s the request fails.
+_SUPERLINK_THREADS = 8
+
 
 def run_gateway(folder: ConsortiumFolder, log_format: str) -> None:
     """Serve until told to stop. Errors: FoedusError where it cannot start."""
@@ -71,6 +76,7 @@ async def _serve(
     handlers: Mapping[tuple[str, str], Handler],
     opened_at: datetime.datetime,
 ) -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = _SUPERLINK_THREADS
     limits, metrics, board, unread = Limits.of(settings), Metrics(), ArrivalBoard(), UnreadBytes()
     uploads = Uploads()
     state: LinkState = superlink.state.linkstate_factory.state()

@@ -325,4 +325,4 @@ def test_where_no_receipt_can_be_written_flower_hears_nothing_of_why(
     with pytest.raises(NoReply) as caught:
         make_app(lambda _: site)(message("train", small_run()), context())
     assert str(caught.value) == ""
-    assert "OSError at" in caplog.text
+    assert "OSError at" in caplog.text and "(No space left on device)" in caplog.text

@@ -38,8 +38,8 @@ def kept(scenario: Scenario) -> Outcome | None:
     return Outcome(**{**values, **lists})
 
 
-def table(outcomes: Sequence[tuple[Scenario, Outcome]]) -> str:
-    """Markdown, one row each."""
+def table(outcomes: Sequence[tuple[Scenario, Outcome | None]]) -> str:
+    """Markdown, one row each; a scenario without an outcome says so."""
     lines = [_row(_HEADINGS), _row(["---"] * len(_HEADINGS))]
     return "\n".join([*lines, *(_row(_cells(s, o)) for s, o in outcomes)])
 
@@ -57,11 +57,14 @@ def names_in(page: str) -> list[str]:
     return [row.split("|")[1].strip().strip("`") for row in rows]
 
 
-def _cells(scenario: Scenario, outcome: Outcome) -> Iterator[str]:
+def _cells(scenario: Scenario, outcome: Outcome | None) -> Iterator[str]:
     yield f"`{scenario.name}`"
     yield scenario.fault
     yield scenario.when
     yield scenario.holds
+    if outcome is None:
+        yield from ("not measured", "-")
+        return
     resumed = f"; resumed {outcome.starts - 1} times" if outcome.starts > 1 else ""
     yield " ".join(map(str, outcome.admitted)) + resumed
     yield "-" if outcome.recovery_seconds is None else f"{outcome.recovery_seconds:.0f}"
@@ -74,14 +77,12 @@ def _row(cells: Sequence[str] | Iterator[str]) -> str:
 def main() -> int:
     """Write the page; 1 where a scenario has no outcome."""
     pairs = [(scenario, kept(scenario)) for scenario in SCENARIOS]
+    page = PAGE.read_text(encoding="utf-8")
+    write_atomically(PAGE, with_table(page, table(pairs)).encode())
     missing = [scenario.name for scenario, outcome in pairs if outcome is None]
     if missing:
         print(f"No outcome of {', '.join(missing)}: run `make faults`.", file=sys.stderr)
-        return 1
-    done = [(scenario, outcome) for scenario, outcome in pairs if outcome is not None]
-    page = PAGE.read_text(encoding="utf-8")
-    write_atomically(PAGE, with_table(page, table(done)).encode())
-    return 0
+    return int(bool(missing))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Scenario:
 
     deadline_seconds: of a round; training has 0.6 of it, so long a lost site is waited for.
     cohorts: round -> numbers of admitted sites that are right, where not all of them must be.
-    lost_rounds: those that may end without a sum. said: what people are told. needs: why it cannot
+    lost_rounds: those that may end without a sum. redone_rounds: those that are trained, and so
+    paid for, once more. said: what people are told. needs: why it cannot
     run on this machine; empty = it can. honest: the site with the fault keeps honest receipts.
     """
 
@@ -51,6 +52,7 @@ class Scenario:
     settings: tuple[str, ...] = PRIVATE_AND_MASKED
     cohorts: dict[int, set[int]] = field(default_factory=dict)
     lost_rounds: frozenset[int] = frozenset()
+    redone_rounds: frozenset[int] = frozenset()
     said: tuple[Said, ...] = ()
     honest: bool = True
     needs: Callable[[Deployment], str] = lambda deployment: ""
@@ -128,6 +130,10 @@ class Scene:
     def after_round(self, round_: int) -> None:
         """A round is complete."""
         self._at("round_finished", round=round_)
+
+    def after_failure(self) -> None:
+        """The run's process has given up and said why."""
+        self._at("failed")
 
     def at_training(self, round_: int, site: SiteAtWork | None = None) -> None:
         """A site has reserved the round's budget and trains."""

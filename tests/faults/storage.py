@@ -39,17 +39,25 @@ def _full_at_coordinator(scene: Scene) -> None:
     scene.at_training(1)
     disk.fill()
     try:
-        assert scene.wait_for_end() is RunStatus.FAILED
-        expect_told(scene, "make room and resume it")
+        scene.after_failure()
     finally:
         disk.make_room()
-    scene.coordinator.runs.resume(scene.run.name)
     scene.mark()
 
 
 def _damaged_checkpoint(scene: Scene) -> None:
     scene.begin()
-    scene.after_round(2)
+    scene.at_round(3)
+    _go_on_without_newest_checkpoint(scene)
+
+
+def _damaged_checkpoint_masked(scene: Scene) -> None:
+    scene.begin()
+    scene.at_training(3)
+    _go_on_without_newest_checkpoint(scene)
+
+
+def _go_on_without_newest_checkpoint(scene: Scene) -> None:
     scene.coordinator.runs.stop(scene.run.name)
     damage(_checkpoints(scene)[-1])
     scene.coordinator.runs.resume(scene.run.name)
@@ -144,31 +152,34 @@ STORAGE = (
     ),
     Scenario(
         "disk-full-at-coordinator",
-        "the disk with `runs/` is full; room is made; `foedus server resume`",
+        "the disk with `runs/` is full, and then is not",
         "while the sites train",
-        "the run stops and says why; resumed, every round with all three sites",
+        "the run stops and says why; once there is room, every round with all three sites",
         _full_at_coordinator,
         rounds=2,
-        said=(Said("run", "make room and resume it"),),
+        deadline_seconds=180,
+        said=(Said("run", "No space left on device"),),
         needs=_no_disk,
     ),
     Scenario(
         "damaged-checkpoint",
         "a byte of the newest checkpoint is turned over; `foedus server resume`",
-        "the run is stopped after round 2",
-        "the one before is used, and every round is there with all three sites",
+        "the run is stopped in round 3",
+        "the one before is used; rounds after it are trained, and paid for, again; every round is "
+        "there with all three sites",
         _damaged_checkpoint,
         settings=_PLAIN,
+        redone_rounds=frozenset({2, 3}),
         said=(Said("coordinator", "is damaged"),),
     ),
     Scenario(
         "damaged-checkpoint-masked",
         "the same in a run with secure aggregation",
-        "the run is stopped after round 2",
-        "rounds that sites have gone past are lost, and counted as lost; then all three",
-        _damaged_checkpoint,
+        "the run is stopped while the sites train for round 3",
+        "no site goes back, so rounds 2 and 3 are lost, and counted as lost; then all three",
+        _damaged_checkpoint_masked,
         rounds=5,
-        cohorts={2: {0, 3}, 3: {0, 3}},
+        cohorts={2: {0}, 3: {0}},
         lost_rounds=frozenset({2, 3}),
         said=(Said("coordinator", "is damaged"),),
     ),
@@ -180,6 +191,7 @@ STORAGE = (
         _every_checkpoint_damaged,
         rounds=2,
         settings=_PLAIN,
+        redone_rounds=frozenset({2}),
         said=(Said("run", "Restore the folder from a backup"),),
     ),
     Scenario(

@@ -9,3 +9,15 @@ from tests.faults.scene import Scenario
 from tests.faults.storage import STORAGE
 
 SCENARIOS: tuple[Scenario, ...] = (*KILLS, *OUTAGES, *STORAGE, *HOSTILITY)
+
+# One or two of each kind: `make test` runs these, `make faults` all.
+EVERY_TIME = frozenset(
+    {
+        "gateway-killed-in-training",
+        "power-cut-at-site",
+        "silent-site",
+        "network-cut-in-upload",
+        "disk-full-at-site",
+        "damaged-ledger",
+    }
+)

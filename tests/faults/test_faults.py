@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.faults.checks import expect_survived
 from tests.faults.deployment import Deployment
 from tests.faults.page import keep
 from tests.faults.scene import Scenario, Scene
-from tests.faults.table import SCENARIOS
+from tests.faults.table import EVERY_TIME, SCENARIOS
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -24,7 +25,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         made.end()
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def _in_its_place(scenario: Scenario) -> ParameterSet:
+    marks = () if scenario.name in EVERY_TIME else (pytest.mark.thorough,)
+    return pytest.param(scenario, id=scenario.name, marks=marks)
+
+
+@pytest.mark.parametrize("scenario", [_in_its_place(scenario) for scenario in SCENARIOS])
 def test_a_run_survives(deployment: Deployment, scenario: Scenario) -> None:
     if reason := scenario.needs(deployment):
         pytest.skip(reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.faults.page import BEGIN, END, PAGE, names_in, table, with_table
 from tests.faults.scene import Outcome
-from tests.faults.table import SCENARIOS
+from tests.faults.table import EVERY_TIME, SCENARIOS
 
 
 def test_the_page_has_every_scenario_of_the_harness_and_no_other() -> None:
@@ -16,10 +16,16 @@ def test_scenarios_have_names_of_their_own() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_what_every_test_run_includes_are_scenarios() -> None:
+    assert {scenario.name for scenario in SCENARIOS} >= EVERY_TIME
+
+
 def test_a_written_table_leaves_the_words_around_it_alone() -> None:
     scenario = SCENARIOS[0]
     outcome = Outcome(scenario.name, (3, 2), (1, 2), 2, 12.4)
-    page = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", table([(scenario, outcome)]))
+    rows = table([(scenario, outcome), (SCENARIOS[1], None)])
+    page = with_table(f"before\n{BEGIN}\nstale row\n{END}\nafter\n", rows)
     assert page.startswith(f"before\n{BEGIN}\n| scenario") and page.endswith(f"{END}\nafter\n")
-    assert names_in(page) == [scenario.name]
-    assert "old" not in page and "| 3 2; resumed 1 times | 12 |" in page
+    assert names_in(page) == [scenario.name, SCENARIOS[1].name]
+    assert "stale" not in page and "| 3 2; resumed 1 times | 12 |" in page
+    assert "| not measured | - |" in page

@@ -440,6 +440,7 @@ def test_attempts_are_counted_by_run_and_round_and_survive_a_restart(tmp_path: P
     path = tmp_path / "attempts.json"
     assert [AttemptCounter(path).next("a" * 32, 1) for _ in range(3)] == [1, 2, 3]
     assert AttemptCounter(path).next("a" * 32, 2) == 1
+    assert AttemptCounter(path).next("a" * 32, 1) == 4, "a run that lost its newest checkpoint"
     assert AttemptCounter(path).next("b" * 32, 2) == 1
     path.write_text("{")
     with pytest.raises(FoedusError, match="damaged"):
