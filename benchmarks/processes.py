@@ -18,6 +18,7 @@ from protocol.errors import FoedusError
 
 LOOPBACK = "127.0.0.1"
 _BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parents[1]
 # Processes inherit it, also those that leave the session of whoever started them.
 _MARK = "FOEDUS_BENCHMARK_MARK"
 _GRACE_SECONDS = 20.0
@@ -43,6 +44,8 @@ class Processes:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            # The benchmarks are not installed, and a package that we need brings others so named.
+            "PYTHONPATH": str(_ROOT),
             _MARK: self.mark,
             **(environment or {}),
         }

@@ -44,7 +44,7 @@ _PLAIN: Mapping[int, tuple[str, RejectionReason | None]] = {
     7: ("nonsense", _R.MALFORMED),
 }
 _MASKED: Mapping[int, tuple[str, RejectionReason | None]] = {
-    1: ("false-keys", _R.BAD_SIGNATURE),
+    1: ("false-keys", _R.UNKNOWN_MEMBER),
     2: ("false-boxes", _R.REFUSED_BY_SITE),
     3: ("masked-noise", None),
     4: ("false-confirmation", _R.BAD_SIGNATURE),

@@ -16,6 +16,7 @@ from protocol.secure_aggregation.wire import Phase
 from server.records import RoundRecord
 from server.runs.folder import RunFolder, RunStatus
 from server.runs.progress import Event, read_events
+from server.runs.reported import LOG
 from tests.faults.deployment import PRIVATE_AND_MASKED, SETTINGS, Deployment, SiteAtWork
 from tests.faults.processes import PATIENCE_SECONDS, wait_for
 
@@ -219,7 +220,8 @@ class Scene:
 
     def _coordinator_logs(self) -> list[Path]:
         state = self.coordinator.folder.state
-        return [path for path in (self.coordinator.log, *state.glob("*.log")) if path.exists()]
+        paths = (self.coordinator.log, self.run.path / LOG, *state.glob("*.log"))
+        return [path for path in paths if path.exists()]
 
 
 def _site_logs(site: SiteAtWork) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -121,6 +122,21 @@ def test_a_run_in_its_folder_tells_how_it_ended(tmp_path: Path) -> None:
     assert finished.kind == "finished"
     assert settings.values == {"message": "1 problem in x:\n  - y", "resumable": False}
     assert disk.values == {"message": "OSError: disk full", "resumable": True}
+
+
+def test_what_a_run_logs_stays_in_its_folder_and_what_others_log_does_not(tmp_path: Path) -> None:
+    log = logging.getLogger("foedus.server")
+    log.info("before")
+    with reported(tmp_path, 1, 2, {}):
+        log.info("Round %d of 2", 1)
+    log.info("after")
+    with reported(tmp_path, 2, 2, {}):
+        log.warning("Round 2 of 2")
+    lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("Z ")[2] for line in lines] == [
+        "INFO Round 1 of 2",
+        "WARNING Round 2 of 2",
+    ]
 
 
 def test_a_second_process_is_kept_out_and_writes_nothing(tmp_path: Path) -> None:
