@@ -199,6 +199,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(runs: Runs) -> None:
     watching = subprocess.Popen(
         [str(BIN / "foedus"), *command, "--consortium", str(runs.folder.path)],
         stdout=subprocess.PIPE, text=True,
+        # Whoever runs the tests in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert watching.stdout is not None
     assert json.loads(watching.stdout.readline())["event"] == "started"
