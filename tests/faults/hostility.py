@@ -48,7 +48,7 @@ _MASKED: Mapping[int, tuple[str, RejectionReason | None]] = {
     2: ("false-boxes", _R.REFUSED_BY_SITE),
     3: ("masked-noise", None),
     4: ("false-confirmation", _R.BAD_SIGNATURE),
-    5: ("false-shares", _R.BAD_SIGNATURE),
+    5: ("false-shares", None),
 }
 
 

@@ -13,7 +13,7 @@ SCENARIOS: tuple[Scenario, ...] = (*KILLS, *OUTAGES, *STORAGE, *HOSTILITY)
 # One or two of each kind: `make test` runs these, `make faults` all.
 EVERY_TIME = frozenset(
     {
-        "gateway-killed-in-training",
+        "gateway-killed-before",
         "power-cut-at-site",
         "silent-site",
         "network-cut-in-upload",
