@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,16 +27,16 @@ from protocol.secure_aggregation.graph import resolve_degree
 from protocol.secure_aggregation.task import ring_of
 from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
-from server.coordinator import CentralEvaluation, Coordinator, Observer, RunResult
+from server.coordinator import CentralEvaluation, Coordinator, RunResult
 from server.evaluation import central_evaluation, read_test_set
-from server.observer import LogObserver, Observers
+from server.observer import LogObserver, Observer, Observers
 from server.receipts.received import FILE as RECEIVED
 from server.receipts.received import Received, ReceivedLog, Unrecorded
 from server.release import release
 from server.release_gate import ReleaseGate
 from server.runs.node_names import NodeNames
 from server.runs.reported import reported
-from server.runs.words import OVERRIDES_KEY, split
+from server.runs.words import run_words
 from strategies.registry import build_strategy
 
 log = logging.getLogger("foedus.server")
@@ -142,19 +143,6 @@ def _roster(plan: Plan) -> Roster | None:
     return roster
 
 
-def plan_from_run_config(context: Context) -> Plan:
-    """Compose the configuration in conf/ with the run's overrides, words as in a shell.
-
-    Errors: SettingsError.
-    """
-    text = str(context.run_config.get(OVERRIDES_KEY, ""))
-    try:
-        words = split(text)
-    except ValueError as error:
-        raise SettingsError("the run's overrides", [f"{error}: {text}"]) from error
-    return compose_plan(words)
-
-
 def compose_plan(overrides: list[str]) -> Plan:
     """The plan of `conf/coordinate.yaml` under Hydra overrides.
 
@@ -233,7 +221,7 @@ def run_in_its_folder(grid: Grid, context: Context) -> None:
 
     Errors: as `run_plan`; Occupied where another process works on the same run.
     """
-    plan = plan_from_run_config(context)
+    plan = compose_plan(run_words(context.run_config, os.environ))
     folder, rounds = Path(plan.coordinator.output_dir), plan.settings.federation.rounds
     with reported(folder, context.run_id, rounds, plan.site_names) as progress:
         observer, received = Observers(plan.observer, progress), ReceivedLog(folder / RECEIVED)

@@ -7,22 +7,21 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from protocol.adapter import AdapterState, Layout, layout_size, subset_layout
 from protocol.consortium.roster import Roster
-from protocol.errors import FoedusError, WireError
+from protocol.errors import FoedusError
 from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
 from protocol.methods import downloaded_factors, uploaded_factors
 from protocol.settings import RunSettings
-from server.admission import Admission, SetAside
+from server.admission import SetAside
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.collected import Collected
-from server.exchange import Exchange, exchange
-from server.receipts.received import Asked, Received, Unrecorded
+from server.observer import Observer
+from server.open_round import OpenRound
+from server.receipts.received import Received, Unrecorded
 from server.records import RoundRecord
 from server.secure_aggregation.attempts import AttemptCounter
 from server.secure_aggregation.round import SecureRound
@@ -35,25 +34,6 @@ _BYTES_PER_COORDINATE = 4
 _ATTEMPTS_FILE = "secure_attempts.json"
 
 CentralEvaluation = Callable[[AdapterState], Mapping[str, float]]
-
-
-class Observer(Protocol):
-    """Hears of a run as it goes on, for progress bars and logs; changes nothing."""
-
-    def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
-        """A round's requests go out."""
-
-    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
-        """A phase of secure aggregation asks so many sites."""
-
-    def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
-        """One reply was admitted or set aside."""
-
-    def checkpoint_started(self, round_: int) -> None:
-        """A round is complete and its checkpoint is about to be written."""
-
-    def round_finished(self, record: RoundRecord) -> None:
-        """A round is complete and its checkpoint is on disk."""
 
 
 @dataclass(frozen=True)
@@ -176,38 +156,24 @@ class Coordinator:
     def _collect(self, request: Request, cohort: list[int], state: AdapterState) -> Collected:
         """Fold each site's update as it arrives."""
         uploaded = self._uploaded(request, state)
-        admission = Admission(
-            ExpectedReply(
-                "train", request.run_id, request.round, uploaded, self._settings.privacy.enabled
-            ),
-            frozenset(cohort),
-            self._settings.federation.update_norm_bound,
-        )
-        metrics: dict[int, Mapping[str, float]] = {}
-        fold_seconds = 0.0
-
-        def on_reply(node_id: int, message: Message) -> None:
-            nonlocal fold_seconds
-            began = time.monotonic()
-            reply = admission.admit(node_id, message)
-            if reply is not None and self._fold(admission, node_id, state, reply):
-                metrics[node_id] = reply.metrics
-            fold_seconds += time.monotonic() - began
-            self._record(request, node_id, message, admission)
-            self._observer.reply_handled(request.round, node_id, "train", node_id in metrics)
-
+        private = self._settings.privacy.enabled
+        expected = ExpectedReply("train", request.run_id, request.round, uploaded, private)
         bytes_per_upload = _BYTES_PER_COORDINATE * layout_size(uploaded)
-        outcome = self._ask(request, cohort, on_reply, bytes_per_upload)
+
+        def fold(node_id: int, reply: Reply) -> None:
+            self._strategy.fold(state.replace_tensors(reply.update), reply.num_examples)
+
+        outcome = self._open_round(request, expected, bytes_per_upload).run(cohort, fold)
         bytes_per_download = _BYTES_PER_COORDINATE * layout_size(request.state.layout)
         return Collected(
             asked=outcome.asked,
-            admitted=tuple(sorted(admission.admitted)),
+            admitted=outcome.admitted,
             silent=outcome.silent,
-            set_aside=tuple(admission.set_aside),
-            metrics=metrics,
-            bytes_up=bytes_per_upload * len(admission.admitted),
+            set_aside=outcome.set_aside,
+            metrics=outcome.metrics,
+            bytes_up=bytes_per_upload * len(outcome.admitted),
             bytes_down=bytes_per_download * len(cohort),
-            fold_seconds=fold_seconds,
+            fold_seconds=outcome.handling_seconds,
         )
 
     def _collect_securely(
@@ -253,14 +219,6 @@ class Coordinator:
             )
         return self._roster
 
-    def _fold(self, admission: Admission, node_id: int, state: AdapterState, reply: Reply) -> bool:
-        try:
-            self._strategy.fold(state.replace_tensors(reply.update), reply.num_examples)
-        except WireError as error:
-            admission.withdraw(node_id, error)
-            return False
-        return True
-
     def _evaluate(
         self, run_id: str, round_: int, state: AdapterState, silent: tuple[int, ...]
     ) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:
@@ -276,18 +234,10 @@ class Coordinator:
         if self._settings.privacy.enabled:
             nodes = []
         expected = ExpectedReply("evaluate", run_id, round_, {})
-        admission = Admission(expected, frozenset(nodes), federation.update_norm_bound)
-        replies: dict[int, Mapping[str, float]] = {}
         request = evaluate_request(run_id, round_, self._settings, self._download(state))
-
-        def on_reply(node_id: int, message: Message) -> None:
-            reply = admission.admit(node_id, message)
-            if reply is not None:
-                replies[node_id] = reply.metrics
-            self._record(request, node_id, message, admission)
-            self._observer.reply_handled(round_, node_id, "evaluate", reply is not None)
-
-        self._ask(request, nodes, on_reply)
+        # A reply is its scores: beyond them there is nothing to use.
+        outcome = self._open_round(request, expected).run(nodes, lambda node_id, reply: None)
+        replies = outcome.metrics
         means = {f"sites_{name}": value for name, value in _mean_by_examples(replies).items()}
         if self._central_evaluation is not None:
             central = self._central_evaluation(state)
@@ -295,30 +245,21 @@ class Coordinator:
         named = {self._name(node): dict(metrics) for node, metrics in sorted(replies.items())}
         return means, named, len(nodes)
 
-    def _record(
-        self, request: Request, node_id: int, message: Message, admission: Admission
-    ) -> None:
-        asked = Asked(request.run_id, request.round, request.kind)
-        self._received.reply_came(asked, node_id, message, admission.last_reason)
+    def _open_round(
+        self, request: Request, expected: ExpectedReply, reply_bytes: int = 0
+    ) -> OpenRound:
+        return OpenRound(
+            self._grid,
+            request,
+            expected,
+            self._settings.federation,
+            self._observer,
+            self._received,
+            reply_bytes,
+        )
 
     def _download(self, state: AdapterState) -> AdapterState:
         return state.subset(downloaded_factors(self._settings.federation.method))
-
-    def _ask(
-        self,
-        request: Request,
-        nodes: list[int],
-        on_reply: Callable[[int, Message], None],
-        reply_bytes: int = 0,
-    ) -> Exchange:
-        deadline = self._settings.federation.deadline_seconds
-        kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
-        content = request.to_content()
-        messages = [
-            Message(content, node, kind, group_id=str(request.round), ttl=deadline)
-            for node in nodes
-        ]
-        return exchange(self._grid, messages, deadline, on_reply, reply_bytes)
 
     def _rejected(self, set_aside: Sequence[SetAside]) -> tuple[dict[str, str], ...]:
         return tuple(

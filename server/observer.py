@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from server.records import RoundRecord
 
-if TYPE_CHECKING:
-    # The coordinator's module loads torch; whoever only logs need not.
-    from server.coordinator import Observer
-
 log = logging.getLogger("foedus.server")
+
+
+class Observer(Protocol):
+    """Hears of a run as it goes on, for progress bars and logs; changes nothing."""
+
+    def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
+        """A round's requests go out."""
+
+    def phase_started(self, round_: int, attempt: int, phase: str, num_sites: int) -> None:
+        """A phase of secure aggregation asks so many sites."""
+
+    def reply_handled(self, round_: int, node_id: int, kind: str, admitted: bool) -> None:
+        """One reply was admitted or set aside."""
+
+    def checkpoint_started(self, round_: int) -> None:
+        """A round is complete and its checkpoint is about to be written."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is complete and its checkpoint is on disk."""
 
 
 class Observers:

@@ -31,8 +31,15 @@ def release(
     """Write the adapter folder and return its manifest, whose files' digests are all checked.
 
     gate: what must be shown first; None lets everything pass.
-    Errors: FoedusError where the gate stays shut; then nothing in `folder` has changed.
+    Errors: FoedusError where no round was aggregated or the gate stays shut; then nothing in
+    `folder` has changed.
     """
+    if not any(record.aggregated for record in result.records):
+        raise FoedusError(
+            f"The adapter is not released: none of {len(result.records)} rounds had enough good "
+            "replies, so it is as untrained as it began. history.json and the log say what came "
+            "of each site."
+        )
     audit = gate.check(result.state, settings) if gate else None
     write_peft_folder(folder, result.state, settings, public_name(settings.model))
     write_atomically(folder / MODEL_CARD, model_card(result, settings, audit).encode())

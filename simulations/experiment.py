@@ -25,8 +25,9 @@ from protocol.settings import RunSettings
 from server.app import CoordinatorSettings, Plan, checkpoint_folder
 from server.app import make_app as make_server_app
 from server.checkpoint import CheckpointStore
-from server.coordinator import Observer, RunResult
+from server.coordinator import RunResult
 from server.evaluation import central_evaluation
+from server.observer import Observer
 from simulations.audit import audit_federation
 from simulations.baselines import ArmRequest, ArmResult, ArmRunner, score_all, tfidf_scores
 from simulations.data.registry import load_corpus

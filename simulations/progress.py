@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from models.evaluation import ClassificationScores, Scores
-from server.coordinator import Observer
+from server.observer import Observer
 from server.records import RoundRecord
 from simulations.baselines import ArmResult
 

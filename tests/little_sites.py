@@ -41,9 +41,8 @@ def little_state(run: RunSettings) -> AdapterState:
 
 def little_update(node: int, request: Request) -> dict[str, FloatArray]:
     """Small numbers of the right layout, by node and round alone."""
-    method = request.settings.federation.method
-    layout = adapter(method, SMALL, 0).layout
-    uploaded = uploaded_factors(method, request.round)
+    layout = request.state.layout
+    uploaded = uploaded_factors(request.settings.federation.method, request.round)
     rng = np.random.default_rng(derive_seed(node, "update", request.round))
     return {
         name: (0.01 * rng.normal(size=shape)).astype(np.float32)

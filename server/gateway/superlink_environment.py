@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from server.consortium.folder import ConsortiumFolder
+from server.runs.words import CONSORTIUM_VARIABLE
 
 
 def superlink_environment(folder: ConsortiumFolder) -> dict[str, str]:
@@ -14,6 +15,7 @@ def superlink_environment(folder: ConsortiumFolder) -> dict[str, str]:
     return {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        CONSORTIUM_VARIABLE: str(folder.path.resolve()),
         "FLWR_HOME": str((folder.state / "flwr").resolve()),
         # Flower starts its executor by name; it must be the one of this environment.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

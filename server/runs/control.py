@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
+from flwr.app.user_config import UserConfig
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
@@ -27,7 +28,6 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from protocol.errors import FoedusError
-from server.runs.words import OVERRIDES_KEY
 
 T = TypeVar("T")
 
@@ -93,11 +93,14 @@ class ControlPlane:
     ) -> None:
         self._client.close()
 
-    def start_run(self, bundle: bytes, overrides: str) -> int:
-        """Have Flower start the bundle's ServerApp; returns Flower's number of the run."""
+    def start_run(self, bundle: bytes, config: UserConfig) -> int:
+        """Have Flower start the bundle's ServerApp; returns Flower's number of the run.
+
+        config: every site gets to see it.
+        """
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
-            override_config=user_config_to_proto({OVERRIDES_KEY: overrides}),
+            override_config=user_config_to_proto(config),
         )
         response = self._ask(lambda: self._client.StartRun(request))
         if not response.HasField("run_id"):

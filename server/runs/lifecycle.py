@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from server.runs.control import ControlPlane, FlowerRun, installed_bundle
 from server.runs.folder import RunFolder, RunRecord, RunStatus, next_name, run_folder
 from server.runs.progress import read_events
 from server.runs.standing import Standing, events_of_newest_start, judge, rounds_done
-from server.runs.words import joined
+from server.runs.words import RESUME_KEY, RUN_KEY, consortium_words
 
 log = logging.getLogger("foedus.server")
 
@@ -128,20 +127,9 @@ class Runs:
         just_begun = not begun and bool(events_of_newest_start(record, events))
         return record, judge(record, events, occupied or just_begun, flower)
 
-    def words(self, run: RunFolder, overrides: Sequence[str], resume: bool) -> list[str]:
-        """The overrides that the ServerApp composes its plan from."""
-        given = {
-            "output_dir": str(run.path.resolve()),
-            "roster": str(self.folder.roster.resolve()),
-            "nodes_file": str(self.folder.nodes.resolve()),
-        }
-        words = [f"coordinator.{key}={_quoted(value)}" for key, value in given.items()]
-        return [*overrides, *words, f"coordinator.resume={str(resume).lower()}"]
-
     def _launch(self, control: ControlPlane, run: RunFolder, resume: bool) -> None:
-        record = run.note(RunStatus.STARTING)
-        words = self.words(run, record.overrides, resume)
-        number = control.start_run(installed_bundle(), joined(words))
+        run.note(RunStatus.STARTING)
+        number = control.start_run(installed_bundle(), {RUN_KEY: run.name, RESUME_KEY: resume})
         done = rounds_done(read_events(run.progress))
         run.change(
             lambda old: replace(
@@ -153,7 +141,8 @@ class Runs:
     def _check_plan(self, run: RunFolder, overrides: Sequence[str]) -> None:
         from server.app import checked_plan
 
-        plan = checked_plan(self.words(run, overrides, resume=False))
+        words = consortium_words(self.folder, run, overrides, resume=False)
+        plan = checked_plan(words)
         members = len(self.folder.chain()[-1].members)
         needed = max(plan.settings.federation.min_cohort, plan.settings.federation.quorum)
         if members < needed:
@@ -176,13 +165,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
     ]
     if problems:
         raise SettingsError("the overrides", problems)
-
-
-def _quoted(path: str) -> str:
-    """A path as a Hydra value, whatever characters it has."""
-    # To Hydra, a backslash means itself unless a quote follows.
-    escaped = re.sub(r"(\\*)('|$)", r"\1\1\\\2", path).removesuffix("\\")
-    return f"'{escaped}'"
 
 
 def _flower_run(control: ControlPlane, number: int) -> FlowerRun | None:

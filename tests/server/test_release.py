@@ -161,17 +161,26 @@ def test_hidden_leftovers_are_no_part_of_a_release(tmp_path: Path) -> None:
 
 
 def test_a_plan_ends_with_history_and_a_released_adapter(tmp_path: Path) -> None:
-    """The ServerApp's way: settings in, adapter folder out; its sites refuse here."""
+    """The ServerApp's way: settings in, adapter folder out."""
     heard: list[RunResult] = []
     plan = Plan(
-        small_run(rounds=1, deadline_seconds=0.2),
+        small_run(rounds=1),
         CoordinatorSettings(str(tmp_path)),
         LogObserver(),
         on_finished=heard.append,
     )
-    result = run_plan(InProcessGrid(little_app(), 0), plan)
+    result = run_plan(InProcessGrid(little_app(), 2), plan)
     assert heard == [result]
     history = json.loads((tmp_path / "history.json").read_text())
     assert history["run_id"] == result.run_id and len(history["rounds"]) == 1
     assert history["rounds"][0] == json.loads(json.dumps(result.records[0].to_json()))
-    assert verify_release(tmp_path / "adapter")["aggregated_rounds"] == 0
+    assert verify_release(tmp_path / "adapter")["aggregated_rounds"] == 1
+
+
+def test_a_run_in_which_nothing_was_learnt_is_not_released(tmp_path: Path) -> None:
+    run, folder = little_run(rounds=2, quorum=3), tmp_path / "run"
+    result = coordinate(InProcessGrid(little_app(), 2), run, folder)
+    assert [record.aggregated for record in result.records] == [False, False]
+    with pytest.raises(FoedusError, match="none of 2 rounds"):
+        release(folder / "adapter", result, run)
+    assert not (folder / "adapter").exists()

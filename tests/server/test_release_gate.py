@@ -27,6 +27,7 @@ from server.checkpoint import CheckpointStore
 from server.cli import app as command_line
 from server.coordinator import RunResult
 from server.observer import LogObserver
+from server.records import RoundRecord
 from server.release import MODEL_CARD, release, verify_release
 from server.release_gate import ReleaseGate
 from simulations.engines.in_process import InProcessGrid
@@ -35,7 +36,8 @@ from tests.small_runs import RUN_ID, small_run, start_state
 
 RUN = small_run(rounds=1)
 STATE = start_state(RUN)
-RESULT = RunResult(RUN_ID, STATE, ())
+AGGREGATED = RoundRecord(1, 1.0, ("Ash",), ("Ash",), (), (), True, 0, 0, 0, 0.0, 0.0)
+RESULT = RunResult(RUN_ID, STATE, (AGGREGATED,))
 GOOD: dict[str, Any] = {
     "kind": "foedus-leakage-audit",
     "schema": 1,
@@ -52,11 +54,10 @@ GOOD: dict[str, Any] = {
     "control": {"caught": True},
     "membership": {"tpr_at_1_fpr": 0.02, "auc": 0.51},
 }
-# Words for conf/coordinate.yaml that train next to nothing; its sites never answer.
+# Words for conf/coordinate.yaml that train next to nothing.
 WORDS = [
     "task.labels=[notice,payment]",
     "federation.rounds=1",
-    "federation.deadline_seconds=0.2",
     "model.max_tokens=16",
     "adapter.rank=2",
     "adapter.last_layers=1",
@@ -161,7 +162,7 @@ def refused(tmp_path: Path) -> Iterator[RefusedRun]:
     coordinator = CoordinatorSettings(str(folder), require_audit=True)
     plan = Plan(settings, coordinator, LogObserver())
     with pytest.raises(FoedusError, match="requires a leakage audit"):
-        run_plan(InProcessGrid(little_app(), 0), plan)
+        run_plan(InProcessGrid(little_app(), 1), plan)
     yield RefusedRun(folder, audited_settings_digest(settings))
 
 

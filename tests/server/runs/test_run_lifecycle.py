@@ -1,7 +1,7 @@
 """Runs over Flower's own SuperLink: started, stopped, resumed, killed and kept going.
 
-No site takes part: rounds pass without anybody and leave the adapter as it was, which is all that
-these promises need.
+Where no release is awaited, no site takes part: rounds pass without anybody and leave the adapter
+as it was, which is all that these promises need.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from server.runs.lifecycle import Runs
 from server.runs.progress import Event, read_events
 from server.runs.report import report
 from tests.server.runs.little_consortium import BIN, PATIENCE_SECONDS, found, log_of, superlink
+from tests.server.runs.little_site import answering_site
 from tests.server.test_release_gate import audit_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -39,6 +40,8 @@ SMALL = (
     "adapter.rank=2",
     "model.max_tokens=16",
 )
+# Rounds that end when the one site has answered.
+SHORT = (*SMALL, "federation.rounds=2", "federation.deadline_seconds=60")
 LONG = (*SMALL, "federation.rounds=400")
 
 
@@ -69,16 +72,24 @@ def rounds(run: RunFolder) -> list[int]:
 
 
 def test_a_run_ends_in_a_release_and_is_not_started_twice(runs: Runs) -> None:
-    run = runs.start("spring", [*SMALL, "federation.rounds=2"])
-    keep_until(runs, run, lambda: not run.read().status.is_open)
+    with answering_site(runs):
+        run = runs.start("spring", SHORT)
+        keep_until(runs, run, lambda: not run.read().status.is_open)
     assert run.read().status is RunStatus.FINISHED, run.read().message
-    assert verify_release(run.adapter)["rounds"] == 2
+    assert verify_release(run.adapter)["aggregated_rounds"] == 2
     with pytest.raises(FoedusError, match="has finished"):
         runs.resume("spring")
     with pytest.raises(FoedusError, match="exists"):
         runs.start("spring", SMALL)
     with pytest.raises(FoedusError, match="not at work"):
         runs.stop("spring")
+
+
+def test_a_run_that_no_site_answered_fails_and_releases_nothing(runs: Runs) -> None:
+    run = runs.start("lonely", [*SMALL, "federation.rounds=1"])
+    keep_until(runs, run, lambda: not run.read().status.is_open)
+    assert run.read().status is RunStatus.FAILED
+    assert "none of 1 rounds" in run.read().message and not run.adapter.exists()
 
 
 def test_all_wrong_settings_are_told_before_anything_is_made(runs: Runs) -> None:
@@ -175,9 +186,8 @@ def foedus(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_commands_watch_a_run_to_its_end_and_tell_it_by_their_status(runs: Runs) -> None:
     where = ["--consortium", str(runs.folder.path)]
-    done = foedus(
-        "server", "run", *where, "--name", "told", "--json", *SMALL, "federation.rounds=2"
-    )
+    with answering_site(runs):
+        done = foedus("server", "run", *where, "--name", "told", "--json", *SHORT)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr
     assert [line["round"] for line in lines if line["event"] == "round_finished"] == [1, 2]
@@ -214,13 +224,13 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(runs: Runs) -> None:
 def test_a_shut_release_gate_fails_the_run_until_its_audit_passes(
     runs: Runs, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "federation.rounds=1"]
-    run = runs.start("audited", [*words, "coordinator.require_audit=true"])
-    keep_until(runs, run, lambda: not run.read().status.is_open)
+    with answering_site(runs):
+        run = runs.start("audited", [*SHORT, "coordinator.require_audit=true"])
+        keep_until(runs, run, lambda: not run.read().status.is_open)
     assert run.read().status is RunStatus.FAILED
     assert "requires a leakage audit" in run.read().message
     assert len(run.read().flower_run_ids) == 1 and not run.adapter.exists()
-    digest = audited_settings_digest(compose_settings(words))
+    digest = audited_settings_digest(compose_settings(list(SHORT)))
     audit = audit_file(tmp_path, settings_digest=digest, membership=None)
     where = ["--consortium", str(runs.folder.path), "--audit", audit]
     refused = foedus("server", "release", "audited", *where, "federation.rounds=1")

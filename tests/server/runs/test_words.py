@@ -1,24 +1,24 @@
-"""Overrides come out of Flower's run configuration as they went in."""
+"""A run's overrides reach its ServerApp as they were given, and no site."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import SettingsError
+from protocol.errors import FoedusError, SettingsError
 from server.consortium.folder import ConsortiumFolder
-from server.consortium.settings import ConsortiumSettings
-from server.runs.folder import RunFolder
-from server.runs.lifecycle import Runs, check_overrides
-from server.runs.words import joined, split
+from server.runs.folder import RunRecord, run_folder
+from server.runs.lifecycle import check_overrides
+from server.runs.words import CONSORTIUM_VARIABLE, run_words
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
-def test_any_words_survive_the_way(words: list[str]) -> None:
-    assert split(joined(words)) == words
+def test_any_words_survive_the_way_through_the_configuration(words: list[str]) -> None:
+    assert run_words({"overrides": shlex.join(words)}, {}) == words
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,23 @@ def test_the_folders_of_a_run_reach_the_settings_whatever_their_names(
     from server.app import compose_plan
 
     consortium = ConsortiumFolder(tmp_path / folder)
-    runs = Runs(consortium, ConsortiumSettings("Oak", "localhost:9443"))
-    run = RunFolder(consortium.runs / "run-1")
-    words = runs.words(run, ["task.labels=['governing law',fees]"], resume=True)
+    overrides = ("task.labels=['governing law',fees]",)
+    run_folder(consortium.runs, "run-1").create(RunRecord("run-1", overrides, 0.0))
+    environment = {CONSORTIUM_VARIABLE: str(tmp_path / folder)}
+    words = run_words({"run": "run-1", "resume": True}, environment)
     # Without the files that a plan reads.
-    kept = [word for word in split(joined(words)) if "nodes_file" not in word]
-    plan = compose_plan(kept)
+    plan = compose_plan([word for word in words if "nodes_file" not in word])
     assert plan.coordinator.output_dir == str(tmp_path / folder / "runs" / "run-1")
     assert plan.coordinator.roster == str(tmp_path / folder / "roster.jsonl")
     assert plan.coordinator.resume
     assert plan.settings.task.labels == ("governing law", "fees")
+
+
+def test_a_run_that_cannot_be_found_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FoedusError, match=CONSORTIUM_VARIABLE):
+        run_words({"run": "run-1"}, {})
+    with pytest.raises(FoedusError, match="run-1"):
+        run_words({"run": "run-1"}, {CONSORTIUM_VARIABLE: str(tmp_path)})
 
 
 def test_what_the_consortium_gives_is_not_taken_from_the_overrides() -> None:
