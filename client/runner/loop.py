@@ -38,6 +38,7 @@ class Runner:
 
     def run(self) -> None:
         """For ever; only what ends the process (SystemExit from a signal) ends it."""
+        self.answer_for_predecessor()
         pause = _SHORTEST_PAUSE_SECONDS
         silent = False
         while True:
@@ -52,6 +53,16 @@ class Runner:
             pause = _SHORTEST_PAUSE_SECONDS if worked else min(pause, _LONGEST_PAUSE_SECONDS)
             time.sleep(_SILENT_PAUSE_SECONDS if silent else pause)
             pause *= _PAUSE_GROWTH
+
+    def answer_for_predecessor(self) -> None:
+        """Say that no reply will come to the message that another runner died over, if any."""
+        if self._mark.get() is TaskPhase.WORKING:
+            try:
+                self._tasks.give_up(self._mark.note)
+                log.warning("The last message gets no reply: its runner ended over it.")
+            except TaskLost as lost:
+                log.warning("The last message goes without a reply. %s", lost)
+        self._mark.set(TaskPhase.IDLE)
 
     def work_once(self) -> bool:
         """Deal with one message; False where none waits. Errors: SuperNodeSilent."""
@@ -73,7 +84,7 @@ class Runner:
 
     def _work(self, opened: Task) -> None:
         with opened as task:
-            self._mark.set(TaskPhase.WORKING)
+            self._mark.work_on(task.note)
             try:
                 reply = self._answer(task)
             except BaseException:

@@ -12,9 +12,16 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.common.serde import context_from_proto, fab_from_proto
+from flwr.common.serde import (
+    context_from_proto,
+    fab_from_proto,
+    message_from_proto,
+    message_to_proto,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -93,11 +100,30 @@ class SuperNodeTasks:
         """The task's message and bundle. Errors: TaskLost."""
         return Task(self._address, token)
 
+    def give_up(self, note: bytes) -> None:
+        """Say that there will be no reply to the message of a task that another process had open.
+
+        note: Task.note. Errors: TaskLost.
+        """
+        token, _, told = note.partition(b"\n")
+        message = message_from_proto(ProtoMessage.FromString(told))
+        metadata = message.metadata
+        task = Task(self._address, token.decode())
+        task.message = message
+        task.context = Context(
+            metadata.run_id, metadata.dst_node_id, {}, RecordDict(), run_config={}
+        )
+        try:
+            task.fail()
+        finally:
+            task.close()
+
 
 class Task:
     """One message to answer. While it is open, the SuperNode hears that we are alive."""
 
     def __init__(self, address: str, token: str) -> None:
+        self._token = token
         self._client = RuntimeHttpClient.from_server_address(
             address,
             insecure=True,
@@ -133,6 +159,12 @@ class Task:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def note(self) -> bytes:
+        """Enough for `SuperNodeTasks.give_up`: the token, and the message without its content."""
+        told = message_to_proto(remove_content_from_message(self.message))
+        return self._token.encode() + b"\n" + bytes(told.SerializeToString())
 
     def finish(self, reply: Message) -> None:
         """Hand over the reply; the task is done. Errors: TaskLost."""

@@ -128,7 +128,7 @@ class Supervisor:
         if self._phase.get().hangs_the_supernode:
             self._log.say("It ended in the middle of a message: starting the SuperNode anew.")
             self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
-        self._phase.set(TaskPhase.IDLE)
+            self._phase.set(TaskPhase.IDLE)
 
     def _look_after_exchange(self) -> None:
         if self._num_done != self._phase.num_done:

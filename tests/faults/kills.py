@@ -13,7 +13,7 @@ from tests.faults.scene import Scenario, Scene
 # Sites take up to a quarter of a minute to find a coordinator again that was away.
 _UNHURRIED_SECONDS, _HURRIED_SECONDS = 180, 60
 _ALL = "every round with all three sites"
-_SITE = "the round with the two others or all three, the next with all three"
+_SITE = "that round (after a checkpoint, the next) with at least the two others; then all three"
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Moment:
-    """When it is killed. reach: begins the run and waits, for a moment of round 1."""
+    """When it is killed. reach: begins the run and waits, for a moment of round 1. hits: the round
+    that may lack a site for it."""
 
     name: str
     words: str
     reach: Callable[[Scene], None]
+    hits: int = 1
 
 
 TARGETS = (
@@ -73,7 +75,8 @@ MOMENTS = (
     Moment("in-training", "while the site trains", _training),
     Moment("at-upload", "as the masked update leaves", _upload),
     Moment("between-phases", "after the masked inputs, before the list is confirmed", _between),
-    Moment("at-checkpoint", "as the round's checkpoint is written", _checkpoint),
+    # Then the next round asks at once, while the site's processes start again.
+    Moment("at-checkpoint", "as the round's checkpoint is written", _checkpoint, hits=2),
 )
 
 
@@ -97,9 +100,9 @@ def _killed() -> Iterator[Scenario]:
                 moment.words,
                 _ALL if target.shared else _SITE,
                 _kill(target, moment),
-                rounds=2,
+                rounds=moment.hits + 1,
                 deadline_seconds=_UNHURRIED_SECONDS if target.shared else _HURRIED_SECONDS,
-                cohorts={} if target.shared else {1: {2, 3}},
+                cohorts={} if target.shared else {moment.hits: {2, 3}},
             )
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -182,6 +182,48 @@ def test_told_to_end_at_work_it_says_that_no_reply_will_come(
             assert mark.get() is TaskPhase.IDLE
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def kill_at_work(runs: Runner, mark: PhaseMark) -> None:
+    """Another process takes the waiting message and is killed over it."""
+    if (pid := os.fork()) == 0:
+        with suppress(BaseException):
+            runs.work_once()
+        os._exit(0)
+    while mark.get() is not TaskPhase.WORKING:
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_the_next_runner_says_that_a_killed_one_will_not_reply(
+    tmp_path: Path, bundle: bytes, release: Release
+) -> None:
+    with runner(tmp_path, bundle, release) as (supernode, runs, _, mark):
+        asked = supernode.put(train_content(local_epochs=1000, batch_size=1), "train")
+        kill_at_work(runs, mark)
+        runs.answer_for_predecessor()
+        error = supernode.reply()
+        assert error and error.has_error() and error.error.reason == "no reply"
+        assert error.metadata.reply_to_message_id == asked
+        assert mark.get() is TaskPhase.IDLE
+        # The SuperNode hands out the next one: it does not wait for the dead.
+        supernode.put(train_content(), "train")
+        assert runs.work_once()
+        assert status_of(supernode.reply()) == "ok"
+        runs.answer_for_predecessor()
+        assert supernode.reply() is None
+
+
+def test_a_killed_runners_message_that_the_supernode_knows_no_more_is_let_go(
+    tmp_path: Path, bundle: bytes, release: Release
+) -> None:
+    with runner(tmp_path, bundle, release) as (supernode, runs, _, mark):
+        supernode.put(train_content(local_epochs=1000, batch_size=1), "train")
+        kill_at_work(runs, mark)
+        supernode.give_up()
+        runs.answer_for_predecessor()
+        assert mark.get() is TaskPhase.IDLE
 
 
 def test_a_task_that_the_supernode_gave_up_is_lost_and_the_next_is_answered(

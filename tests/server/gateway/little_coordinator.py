@@ -136,9 +136,10 @@ class Coordinator:
             [RuntimeTokenHttpInterceptor(token)] if token else [],
         )
 
-    def outside(self) -> httpx.Client:
+    def outside(self, from_address: str | None = None) -> httpx.Client:
         """A client of nobody in particular, at the firms' address."""
-        return httpx.Client(base_url=f"https://{self.state.public_address}", verify=self.ca)
+        transport = httpx.HTTPTransport(verify=self.ca, local_address=from_address)
+        return httpx.Client(base_url=f"https://{self.state.public_address}", transport=transport)
 
     def metric(self, name: str) -> float:
         """The value of one line of /metrics; 0 where it is not there yet."""
