@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-import httpx
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import FlowerError
+from typing import Protocol
 
 from protocol.consortium.chain import MemberEntry
 from protocol.errors import FoedusError
@@ -24,10 +19,6 @@ from protocol.files import write_atomically
 from server.runs.node_names import read_node_ids
 
 log = logging.getLogger("foedus.server")
-
-T = TypeVar("T")
-
-_UNREGISTERED = "unregistered"
 
 
 class NodeRegistry(Protocol):
@@ -90,27 +81,6 @@ def sync_nodes(
     return SyncResult(tuple(newly), unregistered, tuple(problems))
 
 
-class ControlNodeRegistry:
-    """The registry of a running SuperLink, over its Control API on the loopback address."""
-
-    def __init__(self, client: ControlHttpClient) -> None:
-        self._client = client
-
-    def registered(self) -> dict[bytes, int]:
-        """See NodeRegistry."""
-        nodes = _ask(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
-        return {n.public_key: int(n.node_id) for n in nodes if n.status != _UNREGISTERED}
-
-    def register(self, public_key: bytes) -> int:
-        """See NodeRegistry."""
-        request = RegisterNodeRequest(public_key=public_key)
-        return int(_ask(lambda: self._client.RegisterNode(request)).node_id)
-
-    def unregister(self, node_id: int) -> None:
-        """See NodeRegistry."""
-        _ask(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id)))
-
-
 def _write_nodes(nodes_file: Path, nodes: Mapping[str, int]) -> None:
     try:
         before = read_node_ids(nodes_file)
@@ -119,13 +89,3 @@ def _write_nodes(nodes_file: Path, nodes: Mapping[str, int]) -> None:
         before = {}
     if (everything := before | dict(nodes)) != before or not nodes_file.exists():
         write_atomically(nodes_file, (json.dumps(everything, indent=2) + "\n").encode())
-
-
-def _ask(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except httpx.HTTPStatusError as error:
-        told = FlowerError.from_json(error.response.text)
-        raise FoedusError(f"SuperLink refused: {told.message if told else error}") from error
-    except httpx.HTTPError as error:
-        raise FoedusError(f"SuperLink gave no answer ({type(error).__name__}).") from error

@@ -12,10 +12,8 @@ from typing import cast
 import anyio.to_thread
 from fastapi import FastAPI
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.control import ControlHttpClient
 
 from server.consortium.folder import ConsortiumFolder
-from server.consortium.registry import ControlNodeRegistry
 from server.consortium.settings import ConsortiumSettings
 from server.gateway.belongings import Belongings, Database
 from server.gateway.event_log import configure_logging, keep_output
@@ -33,7 +31,7 @@ from server.gateway.redelivery import Redelivery
 from server.gateway.reply_check import ReplyCheck
 from server.gateway.roster_watch import RosterWatch
 from server.gateway.run_watch import RunWatch
-from server.gateway.superlink import LOOPBACK, ExecutorWatch, superlink_app
+from server.gateway.superlink import ExecutorWatch, superlink_app
 from server.gateway.unread import UnreadBytes
 from server.gateway.upkeep import (
     CERTIFICATE_SECONDS,
@@ -46,6 +44,7 @@ from server.gateway.upkeep import (
 from server.gateway.uploads import Uploads
 from server.receipts.countersign import CountersigningDesk
 from server.runs.keeper import Keeper
+from server.runs.lifecycle import Runs
 
 log = logging.getLogger("foedus.gateway")
 
@@ -84,7 +83,7 @@ async def _serve(
     belongings = Belongings(database)
     for open_upload in belongings.open_uploads():
         uploads.begun(*open_upload)
-    roster = RosterWatch(folder, lambda: _registry(folder, settings))
+    roster = RosterWatch(folder, Runs(folder, settings).control)
     gate = NodeGate(state.get_node_id_by_public_key, opened_at)
     guard = Guard(
         superlink,
@@ -125,10 +124,3 @@ async def _serve(
     )
     # A SuperNode that is not registered yet would be told 401, and end.
     await hosting.run(follow_roster, upkeep, gate.takes_from, board.close)
-
-
-def _registry(folder: ConsortiumFolder, settings: ConsortiumSettings) -> ControlNodeRegistry:
-    client = ControlHttpClient.from_server_address(
-        f"{LOOPBACK}:{settings.control_port}", False, str(folder.ca), []
-    )
-    return ControlNodeRegistry(client)

@@ -1,4 +1,4 @@
-"""Flower's Control API as runs need it, over the loopback listener.
+"""Flower's Control API as runs and the roster need it, over the loopback listener.
 
 The only module of these that knows Flower's client and messages.
 """
@@ -19,8 +19,10 @@ from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
+    RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
@@ -33,6 +35,7 @@ T = TypeVar("T")
 
 # More of Flower's runs than one of ours can have been resumed into.
 _MOST_RUNS_LISTED = 1000
+_UNREGISTERED = "unregistered"
 
 
 class CoordinatorDown(FoedusError):
@@ -68,7 +71,7 @@ class FlowerNode:
 
 
 class ControlPlane:
-    """A connection to the coordinator's Control API; a context manager.
+    """A connection to the coordinator's Control API; a context manager, and a NodeRegistry.
 
     address: host:port. Errors of every method: CoordinatorDown; FoedusError in Flower's own words.
     """
@@ -133,6 +136,21 @@ class ControlPlane:
         """The registered SuperNodes by their number."""
         listed = self._ask(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
         return {int(node.node_id): FlowerNode(int(node.node_id), node.status) for node in listed}
+
+    def registered(self) -> dict[bytes, int]:
+        """See NodeRegistry."""
+        nodes = self._ask(lambda: self._client.ListNodes(ListNodesRequest())).nodes_info
+        return {n.public_key: int(n.node_id) for n in nodes if n.status != _UNREGISTERED}
+
+    def register(self, public_key: bytes) -> int:
+        """See NodeRegistry."""
+        request = RegisterNodeRequest(public_key=public_key)
+        return int(self._ask(lambda: self._client.RegisterNode(request)).node_id)
+
+    def unregister(self, node_id: int) -> None:
+        """See NodeRegistry."""
+        request = UnregisterNodeRequest(node_id=node_id)
+        self._ask(lambda: self._client.UnregisterNode(request))
 
     def _ask(self, call: Callable[[], T]) -> T:
         try:

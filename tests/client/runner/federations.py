@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.supercore.control import ControlHttpClient
 
 from client.enrolment.keys import make_supernode_key, save_supernode_key
 from client.runner.launch import free_port
@@ -26,8 +25,8 @@ from protocol.consortium.supernode_key import public_pem
 from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.founding import found_consortium
-from server.consortium.registry import ControlNodeRegistry
 from server.consortium.settings import ConsortiumSettings
+from server.runs.control import ControlPlane
 from tests.client.runner.checkouts import copy_checkout
 from tests.small_runs import LABELS, write_site
 
@@ -214,12 +213,8 @@ class Federation:
         ends = [f"--- {p}\n{p.read_text(errors='replace')[-5000:]}" for p in sorted(paths)]
         return "\n".join(ends)
 
-    def _registry(self) -> ControlNodeRegistry:
-        return ControlNodeRegistry(
-            ControlHttpClient.from_server_address(
-                self.address, False, str(self.consortium.ca), interceptors=[]
-            )
-        )
+    def _registry(self) -> ControlPlane:
+        return ControlPlane(self.address, self.consortium.ca)
 
     def _enrol(self, number: int, encrypted: bool) -> RunningSite:
         config = write_site(self.folder / f"firm-{number}", number)

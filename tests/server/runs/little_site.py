@@ -12,14 +12,12 @@ from flwr.app import Message, RecordDict
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from protocol.consortium.supernode_key import public_pem
 from protocol.messages import Request
-from server.consortium.registry import ControlNodeRegistry
 from server.runs.lifecycle import Runs
 from tests.little_sites import good_reply
 from tests.server.gateway.little_coordinator import FirmNode, Told
@@ -32,8 +30,8 @@ def answering_site(runs: Runs) -> Iterator[None]:
     """One node, registered and online, as long as the block runs."""
     address, ca = f"127.0.0.1:{runs.settings.control_port}", str(runs.folder.ca)
     key = ec.generate_private_key(ec.SECP384R1())
-    with ControlHttpClient.from_server_address(address, False, ca, []) as control:
-        ControlNodeRegistry(control).register(public_pem(key))
+    with runs.control() as control:
+        control.register(public_pem(key))
     signer = NodeAuthHttpInterceptor(key, key.public_key())
     client = FleetHttpClient.from_server_address(address, False, ca, [signer])
     request = ActivateNodeRequest(public_key=public_pem(key), heartbeat_interval=300)
