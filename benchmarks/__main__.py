@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     coordinator_memory,
     dp_step,
+    held_polls,
     many_sites,
     round_overhead,
     secure_aggregation,
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     dp_step.NAME: dp_step.run,
     coordinator_memory.NAME: coordinator_memory.run,
     round_overhead.NAME: round_overhead.run,
+    held_polls.NAME: held_polls.run,
     many_sites.NAME: many_sites.run,
 }
 

@@ -30,6 +30,7 @@ class Keeper:
     def __init__(self, folder: ConsortiumFolder, settings: ConsortiumSettings) -> None:
         self._runs = Runs(folder, settings)
         self._attempts = settings.resume_attempts
+        self._problems: dict[str, str] = {}
 
     def step(self) -> None:
         """Write down where each open run stands and resume what was interrupted.
@@ -40,13 +41,20 @@ class Keeper:
             try:
                 if run.read().status.is_open:
                     self._look_at(run)
+                self._problems.pop(run.name, None)
             except CoordinatorDown:
                 log.info("The coordinator does not answer yet; runs wait for it.")
                 return
             except FoedusError as error:
-                log.error("Run %s: %s", run.name, error)
+                self._tell(run, str(error))
             except OSError as error:
-                log.error("Run %s: its record cannot be written: %s", run.name, error)
+                self._tell(run, f"its record cannot be written: {error}")
+
+    def _tell(self, run: RunFolder, problem: str) -> None:
+        """Once, until it is another or over: a full disk must not be filled by the log."""
+        if self._problems.get(run.name) != problem:
+            self._problems[run.name] = problem
+            log.error("Run %s: %s", run.name, problem)
 
     def _look_at(self, run: RunFolder) -> None:
         with self._runs.control() as control:
