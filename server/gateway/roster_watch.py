@@ -10,11 +10,13 @@ from protocol.consortium.signed_roster import SignedRoster
 from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.registry import NodeRegistry, sync_nodes
+from server.lasting_problems import LastingProblems
 
 log = logging.getLogger("foedus.gateway")
 
 # Even without a change: somebody with the loopback port may have registered a node by hand.
 RESYNC_SECONDS = 60.0
+_COMPARISON = "SuperLink's nodes could not be compared with the roster"
 
 
 class RosterWatch:
@@ -29,6 +31,7 @@ class RosterWatch:
         self._read_mark = self._mark()
         self._chain: Sequence[SignedRoster] = folder.chain()
         self._synced_at = 0.0
+        self._problems = LastingProblems(log)
 
     @property
     def chain(self) -> Sequence[SignedRoster]:
@@ -65,8 +68,9 @@ class RosterWatch:
         try:
             result = sync_nodes(self._registry(), newest.members, self._folder.nodes, now)
         except FoedusError as error:
-            log.error("SuperLink's nodes could not be compared with the roster: %s", error)
+            self._problems.tell(_COMPARISON, str(error))
             return
+        self._problems.over(_COMPARISON)
         self._synced_at = now
         for problem in result.problems:
             log.error("%s", problem)

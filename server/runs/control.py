@@ -162,7 +162,7 @@ class ControlPlane:
         except httpx.HTTPError as error:
             raise CoordinatorDown(
                 f"Expected the coordinator at {self._address}, got no answer "
-                f"({type(error).__name__}). Start it: foedus server up."
+                f"({str(error) or type(error).__name__}). Start it: foedus server up."
             ) from error
 
 

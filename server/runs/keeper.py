@@ -9,6 +9,7 @@ from dataclasses import replace
 from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
+from server.lasting_problems import LastingProblems
 from server.runs.control import ControlPlane, CoordinatorDown
 from server.runs.folder import RunFolder, RunRecord, RunStatus, run_folders
 from server.runs.lifecycle import Runs
@@ -30,7 +31,7 @@ class Keeper:
     def __init__(self, folder: ConsortiumFolder, settings: ConsortiumSettings) -> None:
         self._runs = Runs(folder, settings)
         self._attempts = settings.resume_attempts
-        self._problems: dict[str, str] = {}
+        self._problems = LastingProblems(log)
 
     def step(self) -> None:
         """Write down where each open run stands and resume what was interrupted.
@@ -41,20 +42,15 @@ class Keeper:
             try:
                 if run.read().status.is_open:
                     self._look_at(run)
-                self._problems.pop(run.name, None)
+                self._problems.over(f"Run {run.name}")
             except CoordinatorDown:
                 log.info("The coordinator does not answer yet; runs wait for it.")
                 return
             except FoedusError as error:
-                self._tell(run, str(error))
+                self._problems.tell(f"Run {run.name}", str(error))
             except OSError as error:
-                self._tell(run, f"its record cannot be written: {error}")
-
-    def _tell(self, run: RunFolder, problem: str) -> None:
-        """Once, until it is another or over: a full disk must not be filled by the log."""
-        if self._problems.get(run.name) != problem:
-            self._problems[run.name] = problem
-            log.error("Run %s: %s", run.name, problem)
+                problem = f"its record cannot be written: {error}"
+                self._problems.tell(f"Run {run.name}", problem)
 
     def _look_at(self, run: RunFolder) -> None:
         with self._runs.control() as control:

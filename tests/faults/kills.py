@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from protocol.secure_aggregation.wire import Phase
 from tests.faults.processes import is_alive, send, wait_for
-from tests.faults.scene import Scenario, Scene
+from tests.faults.scene import Said, Scenario, Scene
 
 # Sites take up to a quarter of a minute to find a coordinator again that was away.
 _UNHURRIED_SECONDS, _HURRIED_SECONDS = 180, 60
@@ -18,12 +18,14 @@ _SITE = "that round (after a checkpoint, the next) with at least the two others;
 
 @dataclass(frozen=True)
 class Target:
-    """A process. shared: its loss stops the run, which then is resumed, and costs no site."""
+    """A process. shared: its loss stops the run, which then is resumed, and costs no site. said:
+    what people are told."""
 
     name: str
     words: str
     pid: Callable[[Scene], int | None]
     shared: bool
+    said: Said
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,34 @@ class Moment:
 
 
 TARGETS = (
-    Target("gateway", "the coordinator's gateway", lambda s: s.coordinator.gateway(), shared=True),
-    Target("serverapp", "the run's ServerApp", lambda s: s.coordinator.server_app(), shared=True),
-    Target("supernode", "a site's SuperNode", lambda s: s.victim.supernode(), shared=False),
-    Target("runner", "a site's runner", lambda s: s.victim.runner(), shared=False),
+    Target(
+        "gateway",
+        "the coordinator's gateway",
+        lambda scene: scene.coordinator.gateway(),
+        shared=True,
+        said=Said("coordinator", "The coordinator's process ended with -9; again in"),
+    ),
+    Target(
+        "serverapp",
+        "the run's ServerApp",
+        lambda scene: scene.coordinator.server_app(),
+        shared=True,
+        said=Said("coordinator", "was interrupted and is resumed"),
+    ),
+    Target(
+        "supernode",
+        "a site's SuperNode",
+        lambda scene: scene.victim.supernode(),
+        shared=False,
+        said=Said("site", "The SuperNode ended by signal 9"),
+    ),
+    Target(
+        "runner",
+        "a site's runner",
+        lambda scene: scene.victim.runner(),
+        shared=False,
+        said=Said("site", "The runner ended by signal 9"),
+    ),
 )
 
 
@@ -103,6 +129,7 @@ def _killed() -> Iterator[Scenario]:
                 rounds=moment.hits + 1,
                 deadline_seconds=_UNHURRIED_SECONDS if target.shared else _HURRIED_SECONDS,
                 cohorts={} if target.shared else {moment.hits: {2, 3}},
+                said=(target.said,),
             )
 
 
@@ -139,6 +166,7 @@ KILLS = (
         _ALL,
         _kill_executor,
         rounds=2,
+        said=(Said("coordinator", "Flower's executor ended with -9; starting another"),),
     ),
     Scenario(
         "power-cut-at-coordinator",
