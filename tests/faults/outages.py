@@ -20,6 +20,7 @@ from tests.faults.scene import Said, Scenario, Scene
 
 _SHORT_SECONDS = 8.0
 _ALL = "every round with all three sites"
+_GIVEN_UP = Said("coordinator", "is given up, nothing was revealed by it")
 _WITHOUT = "the round without it; with all three once it is back"
 _LATER = {1: {2}, 2: {2, 3}}
 _SLOW_BYTES_PER_SECOND = 64_000
@@ -152,6 +153,7 @@ OUTAGES = (
         _WITHOUT,
         _silent_site,
         cohorts=_LATER,
+        said=(_GIVEN_UP,),
     ),
     Scenario(
         "slow-site",
@@ -176,6 +178,7 @@ OUTAGES = (
         _WITHOUT,
         _long_cut,
         cohorts=_LATER,
+        said=(_GIVEN_UP,),
     ),
     Scenario(
         "network-cut-in-upload",
@@ -184,6 +187,7 @@ OUTAGES = (
         _WITHOUT,
         _cut_in_upload,
         cohorts=_LATER,
+        said=(_GIVEN_UP,),
     ),
     Scenario(
         "connections-reset",
