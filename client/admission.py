@@ -1,4 +1,7 @@
-"""Whether a request may be worked on: policy, hours and consent, before anything is read."""
+"""Whether a request may be worked on: policy, hours and consent, before anything is read.
+
+Hours are looked at again once people have decided, which may take longer than the hours last.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ def admit_request(site: Site, request: Request) -> None:
     check_hours(policy)
     if policy.consent == "ask":
         _desk(site).require(request)
+        check_hours(policy)
 
 
 def admit_session(site: Site, run_id: str) -> None:
@@ -29,6 +33,7 @@ def admit_session(site: Site, run_id: str) -> None:
     check_hours(policy)
     if policy.consent == "ask":
         _desk(site).require_again(run_id, DEADLINE_SHARES[Phase.ADVERTISE])
+        check_hours(policy)
 
 
 def _desk(site: Site) -> ConsentDesk:

@@ -19,7 +19,7 @@ def approve(
     ] = "",
     deny: Annotated[bool, typer.Option("--deny", help="Say no instead.")] = False,
     digest: Annotated[
-        str, typer.Option(help="Decide only if the settings' digest begins so; asks no question.")
+        str, typer.Option(help="The form whose settings' digest begins so; asks no question.")
     ] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Ask no question.")] = False,
     config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")] = Path(
@@ -31,8 +31,10 @@ def approve(
 ) -> None:
     """Decide on a run that waits for this site's consent; without RUN, list all of them.
 
-    A decision holds for the run's settings as they are shown. If the coordinator changes them
-    under the same id, it is asked for again. It can be taken back: the next request goes by it.
+    An approval holds for the run's settings as they are shown and for 2 x rounds + 10 requests of
+    each kind. If the coordinator changes the settings under the same id, or asks more often, you
+    are asked again. --deny is for every form of the run. Both can be taken back: the next request
+    goes by it.
     """
     from client.consent import ConsentBook
     from client.site import Site
@@ -42,24 +44,20 @@ def approve(
     runs = book.all()
     if run:
         run_id = _found(run, list(runs))
-        asked = runs[run_id]
-        if not asked.digest.startswith(digest):
-            raise FoedusError(
-                f"Expected settings of digest {digest}…, run {run_id[:8]} now has "
-                f"{asked.digest[:12]}…. Look at it again before you decide."
-            )
+        asked = _form(run_id, book.forms(run_id), digest)
         if not (digest or yes):
-            _show(run_id, asked)
+            _show(run_id, asked, _elsewhere(book, run_id, asked))
             typer.confirm("Deny it?" if deny else "May it use this site's contracts?", abort=True)
         runs = {run_id: _decide(book, run_id, asked, deny)}
+    elsewhere = {run_id: _elsewhere(book, run_id, asked) for run_id, asked in runs.items()}
     if as_json:
         from client.terminal import print_json
 
-        print_json({"runs": [_values(run_id, asked) for run_id, asked in runs.items()]})
+        print_json({"runs": [_values(id_, asked, elsewhere[id_]) for id_, asked in runs.items()]})
     elif run:
         typer.echo(f"Run {run_id}: {runs[run_id].decision}.")
     elif runs:
-        _list(runs)
+        _list(runs, elsewhere)
     else:
         typer.echo(_nothing(site.settings.policy.consent), err=True)
 
@@ -75,43 +73,83 @@ def _found(beginning: str, run_ids: list[str]) -> str:
     return fitting[0]
 
 
+def _form(run_id: str, forms: list[Asked], beginning: str) -> Asked:
+    """The newest form, or the one whose digest begins as said."""
+    fitting = [form for form in forms if form.digest.startswith(beginning)]
+    if not fitting or (beginning and len(fitting) > 1):
+        known = ", ".join(form.digest[:12] for form in forms)
+        raise FoedusError(
+            f"Expected the beginning of the digest of one form of run {run_id[:8]}, got "
+            f"{beginning}, which {len(fitting)} have. Known: {known}. Look at it again before you "
+            "decide."
+        )
+    return fitting[-1]
+
+
+def _elsewhere(book: ConsentBook, run_id: str, asked: Asked) -> list[str]:
+    """Digests of the run's other forms that are approved."""
+    from client.consent import Decision
+
+    others = (form for form in book.forms(run_id) if form.digest != asked.digest)
+    return [form.digest for form in others if form.decision is Decision.APPROVED]
+
+
 def _decide(book: ConsentBook, run_id: str, asked: Asked, deny: bool) -> Asked:
     from client.consent import Decision
 
     return book.decide(run_id, asked.digest, Decision.DENIED if deny else Decision.APPROVED)
 
 
-def _values(run_id: str, asked: Asked) -> dict[str, Any]:
+def _values(run_id: str, asked: Asked, elsewhere: list[str]) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "decision": asked.decision.value,
         "asked": asked.asked,
         "decided": asked.decided,
         "settings_digest": asked.digest,
-        "summary": asked.summary,
+        "approved_elsewhere": elsewhere,
+        "summary": asked.told(),
     }
 
 
-def _show(run_id: str, asked: Asked) -> None:
+def _show(run_id: str, asked: Asked, elsewhere: list[str]) -> None:
     from client.terminal import print_table
 
-    lines = [[name, _words(value)] for name, value in asked.summary.items()]
+    lines = [[name, _words(value)] for name, value in asked.told().items()]
+    if elsewhere:
+        lines.append(["approved in another form", _beginnings(elsewhere)])
     print_table(["what it does", ""], lines, title=f"{asked.decision.value}: run {run_id}")
 
 
-def _list(runs: dict[str, Asked]) -> None:
+def _list(runs: dict[str, Asked], elsewhere: dict[str, list[str]]) -> None:
     from client.terminal import print_table
 
     lines = [
-        [run_id[:8], asked.decision.value, asked.asked[:16], asked.digest[:12], _shortly(asked)]
+        [
+            run_id[:8],
+            _decision(asked, elsewhere[run_id]),
+            asked.asked[:16],
+            asked.digest[:12],
+            _shortly(asked),
+        ]
         for run_id, asked in runs.items()
     ]
     print_table(["run", "decision", "asked (UTC)", "settings", "what it does"], lines)
 
 
+def _decision(asked: Asked, elsewhere: list[str]) -> str:
+    also = f"; other form approved: {_beginnings(elsewhere)}" if elsewhere else ""
+    return f"{asked.decision.value}{also}"
+
+
+def _beginnings(digests: list[str]) -> str:
+    return ", ".join(digest[:12] for digest in digests)
+
+
 def _shortly(asked: Asked) -> str:
-    told = asked.summary
-    return f"{told['task']} by {told['method']}, {told['rounds']} rounds, privacy {told['privacy']}"
+    told = asked.told()
+    what = f"{told['task']} by {told['method']}, {told['rounds']} rounds, privacy {told['privacy']}"
+    return f"{what}; answered: {told['answered so far']}"
 
 
 def _words(value: Any) -> str:

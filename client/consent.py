@@ -1,8 +1,9 @@
 """Consent to runs: what a run would do, written down for people, and what they decided.
 
 One file a run, state/consent/RUN_ID.json, holds every form in which the coordinator has asked for
-it. A decision is bound to the digest of the settings and the base model: who changes them under
-the same run id has to ask again. Nothing here touches contracts or the privacy ledger.
+it. An approval is bound to the digest of the settings and the base model, and to a number of
+requests: who changes the former or goes beyond the latter has to ask again. A denial is for the
+whole run. Nothing here touches contracts or the privacy ledger.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -22,13 +23,17 @@ from typing import Any
 from protocol.codec import encode
 from protocol.errors import FoedusError, Refusal
 from protocol.files import write_atomically
-from protocol.messages import Request
+from protocol.messages import Kind, Request
 from protocol.reasons import RefusalReason
 from protocol.settings import RunSettings
 
 _SCHEMA = 1
 _OWNER_ONLY = 0o600
 _POLL_SECONDS = 0.25
+# Requests of one kind that an approval covers: each round once and once again, and some more, for
+# what is asked again after a crash.
+_REQUESTS_PER_ROUND = 2
+_MORE_REQUESTS = 10
 
 
 class Decision(StrEnum):
@@ -39,17 +44,42 @@ class Decision(StrEnum):
     DENIED = "denied"
 
 
+_HOPE = (Decision.APPROVED, Decision.PENDING, Decision.DENIED)
+
+
 @dataclass(frozen=True)
 class Asked:
     """One form of a run. digest: of its settings and base model; summary: what people decide on;
-    asked, decided: ISO 8601, UTC; deadline_seconds: of a round."""
+    asked, decided: ISO 8601, UTC; deadline_seconds: of a round. requests_per_approval: of each
+    kind; answered, covered: how many of each kind were let through, and may be in all."""
 
     digest: str
     asked: str
     summary: dict[str, Any]
     deadline_seconds: float
+    requests_per_approval: int
     decision: Decision = Decision.PENDING
     decided: str = ""
+    answered: dict[str, int] = field(default_factory=dict)
+    covered: dict[str, int] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """The summary, and how often the form was answered so far."""
+        train, evaluate = self.answered.get("train", 0), self.answered.get("evaluate", 0)
+        return {**self.summary, "answered so far": f"{train} to train, {evaluate} to evaluate"}
+
+    def decide(self, decision: Decision) -> Asked:
+        """The form once people have decided; an approval covers its requests from here on."""
+        kinds = ("train", "evaluate")
+        covered = {k: self.answered.get(k, 0) + self.requests_per_approval for k in kinds}
+        return replace(self, decision=decision, decided=_now(), covered=covered)
+
+    def answer(self, kind: Kind) -> Asked:
+        """The approved form with one more answer, or pending again where it covers no more."""
+        count = self.answered.get(kind, 0)
+        if count >= self.covered.get(kind, 0):
+            return replace(self, decision=Decision.PENDING, asked=_now(), decided="")
+        return replace(self, answered={**self.answered, kind: count + 1})
 
 
 class ConsentBook:
@@ -61,17 +91,36 @@ class ConsentBook:
     def ask(self, request: Request) -> Asked:
         """What was decided on the run in this form; written down as pending where it is new.
 
+        A form that is still pending becomes the newest, so that people see what is asked for.
         Errors: FoedusError where the run's file is damaged; OSError.
         """
         digest = consent_digest(request)
         with self._alone():
             forms = self._read(request.run_id)
-            found = next((form for form in forms if form.digest == digest), None)
-            if found is None:
-                run = request.settings
-                found = Asked(digest, _now(), summary(request), run.federation.deadline_seconds)
-                self._write(request.run_id, [*forms, found])
+            found = _form(forms, digest) or _new_form(request, digest)
+            if found.decision is Decision.PENDING and forms[-1:] != [found]:
+                self._write(request.run_id, [*_others(forms, digest), found])
         return found
+
+    def answer(self, request: Request) -> Asked:
+        """The same, when the request is about to be answered: an approved form counts it, and is
+        pending again where its approval covers no more. Errors: as `ask`."""
+        digest = consent_digest(request)
+        with self._alone():
+            forms = self._read(request.run_id)
+            found = _form(forms, digest)
+            if found is not None and found.decision is Decision.APPROVED:
+                found = found.answer(request.kind)
+                if found.decision is Decision.PENDING:
+                    forms = [*_others(forms, digest), found]
+                else:  # Where it stood, so that it hides no newer form that still waits.
+                    forms = [found if form.digest == digest else form for form in forms]
+                self._write(request.run_id, forms)
+        return found or self.ask(request)
+
+    def forms(self, run_id: str) -> list[Asked]:
+        """All forms of a run, the newest last. Errors: FoedusError where the file is damaged."""
+        return self._read(run_id)
 
     def newest(self, run_id: str) -> Asked | None:
         """The form that was asked for last. Errors: FoedusError where the file is damaged."""
@@ -85,20 +134,21 @@ class ConsentBook:
         return dict(sorted(known.items(), key=lambda item: item[1].asked))
 
     def decide(self, run_id: str, digest: str, decision: Decision) -> Asked:
-        """Write down what people say to the form they have seen.
+        """Write down what people say to the form they have seen; a denial is for every form.
 
-        Errors: FoedusError where another form was asked for meanwhile.
+        Errors: FoedusError where the run was never asked for in this form.
         """
         with self._alone():
             forms = self._read(run_id)
-            if not forms or forms[-1].digest != digest:
+            if _form(forms, digest) is None:
                 raise FoedusError(
-                    f"Run {run_id[:8]} was asked for with other settings meanwhile. "
-                    "Look at it again before you decide."
+                    f"Expected a form of run {run_id[:8]} that was asked for, got settings of "
+                    f"digest {digest[:12]}…. Look at it again before you decide."
                 )
-            decided = replace(forms[-1], decision=decision, decided=_now())
-            self._write(run_id, [*forms[:-1], decided])
-        return decided
+            every = decision is Decision.DENIED
+            forms = [f.decide(decision) if every or f.digest == digest else f for f in forms]
+            self._write(run_id, forms)
+        return next(form for form in forms if form.digest == digest)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -140,23 +190,30 @@ class ConsentDesk:
         self._wait_seconds = wait_seconds
 
     def require(self, request: Request) -> None:
-        """Return once the run is approved in this form.
+        """Return once the run is approved in this form; counts the request as answered.
 
         Waits up to half a round's deadline, so that the answer still arrives. Errors:
         Refusal(CONSENT_PENDING, CONSENT_DENIED); FoedusError where the run's file is damaged.
         """
         patience = min(self._wait_seconds, request.settings.federation.deadline_seconds / 2)
-        self._until_decided(request.run_id, lambda: self._book.ask(request), patience)
+        self._book.ask(request)
+        self._until_decided(request.run_id, lambda: self._book.answer(request), patience)
 
     def require_again(self, run_id: str, phase_share: float) -> None:
-        """The same, of a message that tells no settings: a run that was never asked for passes.
+        """The same, of a message that tells no settings: a run that was never asked for passes, and
+        one that is approved in any form. It is not counted.
 
         phase_share: the message's part of a round's deadline. Errors: as `require`.
         """
         newest = self._book.newest(run_id)
         if newest is not None:
             patience = min(self._wait_seconds, newest.deadline_seconds * phase_share / 2)
-            self._until_decided(run_id, lambda: self._book.newest(run_id) or newest, patience)
+            self._until_decided(run_id, lambda: self._best(run_id) or newest, patience)
+
+    def _best(self, run_id: str) -> Asked | None:
+        """The form that a message without settings may belong to, as people would have it."""
+        forms = self._book.forms(run_id)
+        return min(forms, key=lambda form: _HOPE.index(form.decision), default=None)
 
     def _until_decided(self, run_id: str, look: Callable[[], Asked], patience: float) -> None:
         give_up = time.monotonic() + patience
@@ -196,6 +253,20 @@ def summary(request: Request) -> dict[str, Any]:
         "sites asked at least": run.federation.min_cohort,
         "deadline of a round, s": run.federation.deadline_seconds,
     }
+
+
+def _form(forms: list[Asked], digest: str) -> Asked | None:
+    return next((form for form in forms if form.digest == digest), None)
+
+
+def _others(forms: list[Asked], digest: str) -> list[Asked]:
+    return [form for form in forms if form.digest != digest]
+
+
+def _new_form(request: Request, digest: str) -> Asked:
+    federation = request.settings.federation
+    covered = _REQUESTS_PER_ROUND * federation.rounds + _MORE_REQUESTS
+    return Asked(digest, _now(), summary(request), federation.deadline_seconds, covered)
 
 
 def _work(run: RunSettings) -> str:

@@ -26,8 +26,9 @@ from client.contracts import (
     split_clauses,
 )
 from models.adapted import AdaptedModel, adapted_model
-from models.base import find_model_folder, model_digest
+from models.base import find_model_folder
 from models.batches import evaluation_batches, pad_batch
+from models.digest import model_digest
 from models.examples import ClauseExample
 from models.tokens import Tokenised, tokenise_clauses
 from protocol.adapter import AdapterState, FloatArray

@@ -7,13 +7,14 @@ import logging
 from flwr.app import RecordDict
 
 from client.admission import admit_request
+from client.base_model import agreed_model, expect_digest
 from client.egress import EgressGuard
 from client.personal import PersonalFactors
 from client.policy.time_limit import TimeLimit
 from client.secure_aggregation.plain_update import refuse_readable_update
 from client.site import Site
 from client.trained_update import trained_update
-from models.adapted import AdaptedModel, adapted_model
+from models.adapted import AdaptedModel
 from models.evaluation import evaluate
 from protocol.adapter import AdapterState, FloatArray, subset_layout
 from protocol.errors import FoedusError, Refusal, WireError, place_of
@@ -41,7 +42,7 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
     try:
         request = Request.from_content(content, kind)
         admit_request(site, request)
-        adapted = adapted_model(request.settings)
+        adapted = agreed_model(request)
         if kind == "train":
             uploaded = uploaded_factors(request.settings.federation.method, request.round)
             layout = subset_layout(adapted.layout, uploaded)
@@ -87,12 +88,8 @@ def assemble(site: Site, adapted: AdaptedModel, request: Request) -> AdapterStat
     Errors: Refusal where base model or layout differ from what this site holds.
     """
     run, method = request.settings, request.settings.federation.method
-    if request.state.base_digest != adapted.base.digest:
-        raise Refusal(
-            RefusalReason.BASE_MODEL_DIFFERS,
-            f"Expected base model {adapted.base.digest[:12]}…, the request names "
-            f"{request.state.base_digest[:12]}…. Install the model the consortium agreed on.",
-        )
+    # What was loaded, after what was found: a name on the Hub can come to mean other weights.
+    expect_digest(request, adapted.base.digest)
     expected = subset_layout(adapted.layout, downloaded_factors(method))
     if request.state.layout != expected:
         raise Refusal(

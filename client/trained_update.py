@@ -118,6 +118,7 @@ def _train_plainly(
         round_,
         derive_seed(run.federation.seed, "train", site.settings.name, round_),
         on_step=_between_steps(site.settings.name, limit),
+        before_batch=limit.check,
     )
     site.ledger.confirm(reservation)
     return result
@@ -151,6 +152,7 @@ def _train_privately(
         sigma,
         clip_norm=clip.before(round_) if clip else None,
         on_step=_between_steps(site.settings.name, limit),
+        before_batch=limit.check,
     )
     site.ledger.confirm(reservation)
     if clip:

@@ -6,8 +6,6 @@ single gradient is computed.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from models.digest import MODEL_FILES, model_digest, sha256_of
 from models.memory import keep_freed_memory
 from models.presets import PRESETS
 from protocol.errors import FoedusError
@@ -43,7 +42,6 @@ _DROPOUT_FIELDS = (
     "classifier_dropout",
 )
 _LONGEST_PLAIN_ATTENTION_TOKENS = 256
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def find_model_folder(model: ModelSettings) -> Path:
         folder = preset.embedded_folder()
         if folder is None or not folder.is_dir():
             raise FoedusError(
-                f"Expected the embedded model '{model.id}' in the package "
+                f"Expected the embedded model {model.id!r} in the package "
                 f"{preset.package.partition(':')[0]}, got none. Run `make setup`."
             )
         return folder
@@ -89,12 +87,16 @@ def _fetch_from_hub(model: ModelSettings) -> Path:
     try:
         return Path(
             snapshot_download(
-                model.id, revision=model.revision or None, allow_patterns=_HUB_PATTERNS
+                model.id,
+                revision=model.revision or None,
+                allow_patterns=list(MODEL_FILES),
+                # A pattern's star matches slashes too.
+                ignore_patterns=["*/*"],
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FoedusError(
-            f"Model '{model.id}' is no embedded name ({', '.join(PRESETS)}), no local folder, and "
+            f"Model {model.id!r} is no embedded name ({', '.join(PRESETS)}), no local folder, and "
             f"the Hub did not give it: {type(error).__name__}. Set model.id to a folder, or fill "
             "the Hugging Face cache where there is a network."
         ) from error
@@ -106,40 +108,14 @@ def public_name(model: ModelSettings) -> str:
     return preset.public_name if preset else model.id
 
 
-@functools.lru_cache(maxsize=8)
-def model_digest(folder: Path) -> str:
-    """SHA-256 over the files that decide what the model computes: weights, config, tokenizer.
-
-    Errors: FoedusError where there are no safetensors: other formats can run code when loaded.
-    """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise FoedusError(
-            f"Expected *.safetensors in {folder}, got none. Convert the model's weights first; "
-            "pickled weights are not loaded."
-        )
-    named = [
-        folder / name for name in ("config.json", "tokenizer.json") if (folder / name).exists()
-    ]
-    total = hashlib.sha256()
-    for path in sorted([*weights, *named]):
-        total.update(f"{path.name}\x1f{_sha256(path)}\n".encode())
-    return total.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _verify_embedded(model: ModelSettings, folder: Path) -> None:
     preset = PRESETS.get(model.id)
     if preset is None or not preset.weights_sha256:
         return
-    found = _sha256(folder / "model.safetensors")
+    found = sha256_of(folder / "model.safetensors")
     if found != preset.weights_sha256:
         raise FoedusError(
-            f"Expected sha256 {preset.weights_sha256} for the embedded model '{model.id}', "
+            f"Expected sha256 {preset.weights_sha256} for the embedded model {model.id!r}, "
             f"got {found}. Its package was changed: reinstall it before training on it."
         )
 

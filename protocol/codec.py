@@ -18,6 +18,8 @@ from protocol.errors import SettingsError
 T = TypeVar("T")
 Scalar = bool | int | float | str
 
+_LONGEST_SHOWN = 80
+
 
 def setting(
     default: Any = dataclasses.MISSING,
@@ -57,7 +59,8 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            problems.append(f"{prefix}{key}: unknown setting; expected one of {', '.join(fields)}.")
+            expected = f"expected one of {', '.join(fields)}"
+            problems.append(f"{prefix}{_shown(key)}: unknown setting; {expected}.")
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         path = f"{prefix}{name}"
@@ -73,6 +76,14 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
     if own_problems := getattr(result, "problems", None):
         problems.extend(f"{prefix}{problem}" for problem in own_problems())
     return result
+
+
+def _shown(key: object) -> str:
+    """A key from elsewhere: plain where it is a name, else quoted and cut, so that it forges no
+    lines of a log."""
+    if isinstance(key, str) and key.isascii() and all(map(str.isidentifier, key.split("."))):
+        return key[:_LONGEST_SHOWN]
+    return repr(key)[:_LONGEST_SHOWN]
 
 
 def _decode_value(
@@ -180,8 +191,13 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for part in path:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise SettingsError("message", [f"{key}: '{part}' is both a value and a group."])
+                raise _both_value_and_group(key, part)
         if last in node:
-            raise SettingsError("message", [f"{key}: '{last}' is both a value and a group."])
+            raise _both_value_and_group(key, last)
         node[last] = value
     return nested
+
+
+def _both_value_and_group(key: str, part: str) -> SettingsError:
+    problem = f"{_shown(key)}: {_shown(part)} is both a value and a group."
+    return SettingsError("message", [problem])

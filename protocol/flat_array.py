@@ -35,7 +35,7 @@ def flat_array(record: ArrayRecord) -> FloatArray:
     if array.stype != "numpy.ndarray" or array.dtype != "float32":
         raise WireError(
             RejectionReason.WRONG_DTYPE,
-            f"Expected float32 as numpy.ndarray, got {array.dtype} as {array.stype}.",
+            f"Expected float32 as numpy.ndarray, got {array.dtype!r} as {array.stype!r}.",
         )
     if len(array.data) > MAX_ADAPTER_BYTES:
         raise WireError(

@@ -7,7 +7,6 @@ piece of a document could travel.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from protocol.adapter import AdapterState, FloatArray, Layout, layout_digest, un
 from protocol.codec import decode, encode, flatten, unflatten
 from protocol.errors import SettingsError, WireError
 from protocol.flat_array import array_record, expect_keys, flat_array
+from protocol.plausible_numbers import expect_plausible
 from protocol.reasons import RefusalReason, RejectionReason
 from protocol.secure_aggregation.wire import MAX_ROUND
 from protocol.settings import RunSettings
@@ -230,14 +230,7 @@ class ExpectedReply:
             if isinstance(value, list | bool):
                 raise WireError(RejectionReason.MALFORMED, f"Metric {name} is not one number.")
             metrics[name] = float(value)
-        weight = metrics.get("num_examples", 1.0)
-        if not math.isfinite(weight) or weight <= 0:
-            raise WireError(
-                RejectionReason.BAD_WEIGHT, f"Expected a positive num_examples, got {weight}."
-            )
-        infinite = sorted(name for name, value in metrics.items() if not math.isfinite(value))
-        if infinite:
-            raise WireError(RejectionReason.NOT_FINITE, f"Metrics {infinite} are NaN or infinite.")
+        expect_plausible(metrics)
         return metrics
 
 

@@ -15,7 +15,7 @@ from protocol.consortium.roster import Roster
 from protocol.errors import FoedusError
 from protocol.messages import ExpectedReply, Reply, Request, evaluate_request, train_request
 from protocol.methods import downloaded_factors, uploaded_factors
-from protocol.settings import RunSettings
+from protocol.settings import FederationSettings, RunSettings
 from server.admission import SetAside
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.collected import Collected
@@ -27,6 +27,7 @@ from server.secure_aggregation.attempts import AttemptCounter
 from server.secure_aggregation.round import SecureRound
 from strategies.base import LoraStrategy
 from strategies.flower_messages import sample_cohort
+from strategies.weighting import update_weight
 
 log = logging.getLogger("foedus.server")
 
@@ -147,7 +148,7 @@ class Coordinator:
             bytes_evaluation=bytes_per_download * num_evaluating,
             train_seconds=sum(m.get("train_seconds", 0.0) for m in collected.metrics.values()),
             aggregate_seconds=aggregate_seconds,
-            metrics={**_mean_by_examples(collected.metrics), **means},
+            metrics={**_means(collected.metrics, federation), **means},
             site_metrics=per_site,
             secure_attempts=collected.secure_attempts,
         )
@@ -238,7 +239,7 @@ class Coordinator:
         # A reply is its scores: beyond them there is nothing to use.
         outcome = self._open_round(request, expected).run(nodes, lambda node_id, reply: None)
         replies = outcome.metrics
-        means = {f"sites_{name}": value for name, value in _mean_by_examples(replies).items()}
+        means = {f"sites_{n}": value for n, value in _means(replies, federation).items()}
         if self._central_evaluation is not None:
             central = self._central_evaluation(state)
             means |= {f"central_{name}": float(value) for name, value in central.items()}
@@ -274,13 +275,20 @@ class Coordinator:
         return self._site_names.get(node_id, str(node_id))
 
 
-def _mean_by_examples(metrics: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    """Means weighted by num_examples, which is summed; alike where sites do not tell it."""
-    weights = {node: m.get("num_examples", 1.0) for node, m in metrics.items()}
+def _means(
+    metrics: Mapping[int, Mapping[str, float]], federation: FederationSettings
+) -> dict[str, float]:
+    """Means in which a site counts as its update does, at most federation.weight_cap, because
+    num_examples is its own word; num_examples itself is summed."""
+    told = {node: m.get("num_examples", 1.0) for node, m in metrics.items()}
+    weights = {
+        node: update_weight(count, federation.weighting, federation.weight_cap)
+        for node, count in told.items()
+    }
     names = {name for m in metrics.values() for name in m} - {"num_examples", "train_seconds"}
     means: dict[str, float] = {}
     if any("num_examples" in m for m in metrics.values()):
-        means["num_examples"] = sum(weights.values())
+        means["num_examples"] = sum(told.values())
     for name in sorted(names):
         having = {node: m[name] for node, m in metrics.items() if name in m}
         total = sum(weights[node] for node in having)

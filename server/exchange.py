@@ -25,6 +25,7 @@ _MADE_BY_SUPERLINK = {
 }
 _SHORTEST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.2
+_LONGEST_REST_SECONDS = 1.0
 # Messages of one push, a single request to SuperLink that must not take the 30 s after which Flower
 # gives it up.
 _MESSAGES_AT_ONCE = 20
@@ -72,8 +73,11 @@ def exchange(
             # While replies flow, none has to wait for the next.
             pause = _SHORTEST_PAUSE_SECONDS
             continue
-        # Asking takes at most half the time: one by one, it is a request for each site.
-        time.sleep(min(max(pause, now - began), give_up - now))
+        # One by one, asking is a request for each site and must leave the coordinator some rest. A
+        # single question may have been held there until a reply could have come.
+        one_by_one = len(pending) > at_once
+        rest = min(now - began, _LONGEST_REST_SECONDS) if one_by_one else 0.0
+        time.sleep(min(max(pause, rest), give_up - now))
         pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
     silent.extend(pending.values())
     return Exchange(tuple(sorted(nodes)), tuple(sorted(silent)), time.monotonic() - started)

@@ -65,16 +65,18 @@ class DryRun:
 def dry_run(site: Site, run: RunSettings | None = None) -> DryRun:
     """Train one step. run: the settings, foedus' defaults for what data there is where None.
 
+    What the policy says, and the noise, are those of the whole run; only the training is cut short.
+
     Errors: FoedusError where the data, the model or the guard refuse.
     """
-    run = _one_step(run or default_run(site))
+    run = run or default_run(site)
     adapted = adapted_model(run)
     state = initial_state(run)
     sent = state.subset(downloaded_factors(run.federation.method))
     request = Request("train", UNKNOWN_RUN, 1, run, sent)
     state = assemble(site, adapted, request)
     adapted.load(state.tensors)
-    result = _train(site, adapted, run)
+    result = _train_one_step(site, adapted, run)
     update = clipped_update(adapted, run, state, 1)
     layout = {name: tuple(tensor.shape) for name, tensor in update.items()}
     reply = Reply(UNKNOWN_RUN, 1, "ok", training_metrics(run, result), update)
@@ -105,11 +107,13 @@ def _one_step(run: RunSettings) -> RunSettings:
     return replace(run, training=training, privacy=replace(run.privacy, steps_per_round=1))
 
 
-def _train(site: Site, adapted: AdaptedModel, run: RunSettings) -> TrainingResult:
+def _train_one_step(site: Site, adapted: AdaptedModel, run: RunSettings) -> TrainingResult:
+    """With the noise of a step among all those that the run plans."""
     examples, factors = site.tokenised(run, "train"), trained_factors(run.federation.method, 1)
+    short = _one_step(run)
     if run.privacy.enabled:
-        return train_private(adapted, run, examples, factors, 1, round_sigma(run)).training
-    return train(adapted, run, examples, factors, 1, _SEED)
+        return train_private(adapted, short, examples, factors, 1, round_sigma(run)).training
+    return train(adapted, short, examples, factors, 1, _SEED)
 
 
 def _declined(site: Site, request: Request) -> str:

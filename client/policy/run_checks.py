@@ -83,9 +83,12 @@ def _effort_problems(policy: PolicySettings, run: RunSettings) -> Iterator[str]:
     if private and run.privacy.steps_per_round > most:
         asked = run.privacy.steps_per_round
         yield f"maximum_steps_per_round: {most} at most, got privacy.steps_per_round={asked}."
-    if not private and not 0 < training.max_steps <= most:
-        asked = training.max_steps
-        yield f"maximum_steps_per_round: {most} at most, got training.max_steps={asked} (0 = any)."
+    asked, batches = training.max_steps, training.gradient_accumulation
+    if not private and not 0 < asked * batches <= most:
+        yield (
+            f"maximum_steps_per_round: {most} batches at most, got training.max_steps={asked} "
+            f"(0 = any) of training.gradient_accumulation={batches}."
+        )
 
 
 def _privacy_problems(policy: PolicySettings, privacy: PrivacySettings) -> Iterator[str]:

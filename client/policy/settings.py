@@ -30,7 +30,9 @@ class PolicySettings:
     allowed_targets: tuple[str, ...] = setting((), doc="modules that may carry an adapter")
     base_digests: tuple[str, ...] = setting((), doc="base models that may be trained on, by digest")
     maximum_local_epochs: int = setting(0, minimum=0, doc="passes over the data in a round")
-    maximum_steps_per_round: int = setting(0, minimum=0, doc="optimiser steps in a round")
+    maximum_steps_per_round: int = setting(
+        0, minimum=0, doc="batches trained on in a round; steps, in a private run"
+    )
     maximum_wall_seconds: float = setting(
         0.0, minimum=0.0, doc="work for one request; training stops and declines after it"
     )

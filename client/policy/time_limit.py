@@ -18,7 +18,7 @@ class TimeLimit:
         self._started = clock()
 
     def check(self) -> None:
-        """Call between steps. Errors: Refusal(TIME_LIMIT) once the time is up."""
+        """Call between steps and batches. Errors: Refusal(TIME_LIMIT) once the time is up."""
         if self._seconds and self._clock() - self._started > self._seconds:
             raise Refusal(
                 RefusalReason.TIME_LIMIT,

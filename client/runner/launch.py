@@ -116,6 +116,8 @@ class Launch:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        # A run names its base model. What is not here is declined, not fetched at its word.
+        environment.setdefault("HF_HUB_OFFLINE", "1")
         # A firm's proxy is for the way out, not for the runner's way to the SuperNode.
         for name in ("NO_PROXY", "no_proxy"):
             environment[name] = ",".join(filter(None, (environment.get(name), LOOPBACK)))

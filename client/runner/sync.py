@@ -13,8 +13,8 @@ from client.site import Site
 from protocol.errors import FoedusError, place_of
 
 _PERIOD_SECONDS = 600.0
-# A session is a handful of messages in a row: one exchange for all of them is enough.
-_GATHER_SECONDS = 2.0
+# Rounds of a small adapter take a second or two: one exchange for some of them is enough.
+_GATHER_SECONDS = 5.0
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from client.base_model import agreed_model
 from client.rounds import assemble
 from client.secure_aggregation.kept_update import KeptUpdate
 from client.site import Site
 from client.trained_update import trained_update
-from models.adapted import adapted_model
 from protocol.adapter import Layout, l2_norm, pack, subset_layout
 from protocol.errors import Refusal
 from protocol.messages import Request
@@ -36,12 +36,12 @@ class ModelTrainer:
     def uploaded(self, request: Request) -> Layout:
         """See Trainer."""
         factors = uploaded_factors(request.settings.federation.method, request.round)
-        return subset_layout(adapted_model(request.settings).layout, factors)
+        return subset_layout(agreed_model(request).layout, factors)
 
     def train(self, request: Request) -> KeptUpdate:
         """See Trainer."""
         run = request.settings
-        adapted = adapted_model(run)
+        adapted = agreed_model(request)
         state = assemble(self._site, adapted, request)
         trained = trained_update(self._site, adapted, request, state)
         norm, bound = l2_norm(trained.update), run.federation.update_norm_bound

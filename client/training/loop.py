@@ -42,10 +42,13 @@ def train(
     round_: int,
     seed: int,
     on_step: Callable[[int, int], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> TrainingResult:
     """Train `factors` of the adapter that `adapted` holds now, in place.
 
     seed: fixes batch order and adapter dropout. on_step hears (steps done, steps planned).
+    before_batch is called before every pass through the network, of which a step has
+    gradient_accumulation; it may raise, to end the training.
     Errors: Refusal(TRAINING_DIVERGED) at the first loss that is not finite; Refusal(NO_DATA).
     """
     if not examples:
@@ -64,7 +67,7 @@ def train(
             first = step * training.gradient_accumulation
             batches = planned[first : first + training.gradient_accumulation]
             set_learning_rates(optimizer, step, num_steps, round_, run)
-            last_losses.append(_step(adapted, run, optimizer, batches))
+            last_losses.append(_step(adapted, run, optimizer, batches, before_batch))
             if on_step:
                 on_step(step + 1, num_steps)
     steps_per_pass = max(1, num_steps // training.local_epochs)
@@ -135,12 +138,15 @@ def _step(
     run: RunSettings,
     optimizer: torch.optim.AdamW,
     batches: Sequence[Sequence[Tokenised]],
+    before_batch: Callable[[], None] | None = None,
 ) -> float:
     """One optimiser step over its micro-batches; returns the mean loss per example."""
     num_examples = sum(len(batch) for batch in batches)
     total = 0.0
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
+        if before_batch:
+            before_batch()
         loss = batch_loss(adapted, run, batch) / num_examples
         loss.backward()
         total += float(loss.detach())

@@ -53,11 +53,13 @@ def train_private(
     clip_norm: float | None = None,
     randomness: PrivateRandomness | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> PrivateResult:
     """Train `factors` of the adapter that `adapted` holds now, in place, for steps_per_round steps.
 
     sigma: noise multiplier that accounts for everything released. clip_norm: where it stands, the
     settings' where None. randomness: fresh from the operating system unless a test gives one.
+    before_batch: as in client.training.loop.train; what it does must not go by what is drawn.
     Errors: Refusal(NO_DATA or NO_MATTERS) without a unit; Refusal(POLICY) where the clip norm's
     count cannot be paid for. Neither depends on what is drawn.
     """
@@ -74,7 +76,9 @@ def train_private(
     adapted.network.train()
     rows = GradientRows(adapted, run, factors)
     optimizer = _optimizer(rows, run)
-    step_of = _PrivateStep(rows, privacy, run.training.batch_size, units, sigma, randomness)
+    step_of = _PrivateStep(
+        rows, privacy, run.training.batch_size, units, sigma, randomness, before_batch
+    )
     clip = privacy.clip_norm if clip_norm is None else clip_norm
     losses: list[float] = []
     for step in range(privacy.steps_per_round):
@@ -106,7 +110,9 @@ class _PrivateStep:
         units: Sequence[Unit],
         sigma: float,
         randomness: PrivateRandomness | None,
+        before_batch: Callable[[], None] | None = None,
     ) -> None:
+        self._before_batch = before_batch
         self._rows, self._privacy, self._batch_size = rows, privacy, batch_size
         self._units = units
         self._expected_units = privacy.sampling_rate * len(units)
@@ -143,19 +149,24 @@ class _PrivateStep:
         """(one summed gradient for each unit (units, P), sum of the examples' losses)."""
         flat = [(index, example) for index, unit in enumerate(pack) for example in unit]
         if len(flat) == len(pack):
-            rows, losses = self._rows.of([example for _, example in flat])
+            rows, losses = self._gradients([example for _, example in flat])
             return rows, float(losses.sum())
         sums: Tensor | None = None
         loss = 0.0
         for start in range(0, len(flat), self._batch_size):
             chunk = flat[start : start + self._batch_size]
-            rows, losses = self._rows.of([example for _, example in chunk])
+            rows, losses = self._gradients([example for _, example in chunk])
             of_unit = torch.tensor([index for index, _ in chunk], device=rows.device)
             part = sum_by_unit(rows, of_unit, len(pack))
             sums = part if sums is None else sums + part
             loss += float(losses.sum())
         assert sums is not None  # a pack holds at least one example
         return sums, loss
+
+    def _gradients(self, batch: Sequence[Tokenised]) -> tuple[Tensor, Tensor]:
+        if self._before_batch:
+            self._before_batch()
+        return self._rows.of(batch)
 
     def _next_clip_norm(self, clip_norm: float, num_under: int, num_drawn: int) -> float:
         """Counted in steps of one half around zero, so that one unit moves it by one half."""

@@ -6,7 +6,9 @@ by min(K, members before) members of the version before, K as that version says,
 before was altered, left out or reordered.
 
 What it leaves open: a coordinator that shows different firms different chains from the start, or,
-with K = 0, at any time. Members see that by comparing the newest version's digest. A firm that
+with K = 0, at any time. Members see that by comparing the newest version's digest. Whether a
+signer's membership had ended is judged at the version's own date, which the coordinator writes, not
+before its predecessor's: a key that was not expelled signs what is dated back. A firm that
 still trusts a key the coordinator has replaced can be given another history by who has stolen it.
 """
 

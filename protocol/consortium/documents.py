@@ -19,13 +19,6 @@ T = TypeVar("T")
 
 SCHEMA = 1
 MAX_DOCUMENT_BYTES = 1 << 20
-MAX_NAME_CHARACTERS = 100
-NAME_RULE = f"1 to {MAX_NAME_CHARACTERS} printable characters, without spaces around them"
-
-
-def is_name(name: str) -> bool:
-    """True where firms and consortia may be called so, see NAME_RULE."""
-    return 0 < len(name) <= MAX_NAME_CHARACTERS and name.isprintable() and name == name.strip()
 
 
 def read_document(path: Path, what: str) -> str:

@@ -16,10 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.codec import setting
 from protocol.consortium import supernode_key
 from protocol.consortium.documents import (
-    NAME_RULE,
     SCHEMA,
     from_hex,
-    is_name,
     parse_form,
     read_document,
 )
@@ -31,6 +29,7 @@ from protocol.consortium.identity import (
     is_weak_key,
     verify,
 )
+from protocol.consortium.names import NAME_RULE, is_name
 from protocol.errors import FoedusError, SettingsError
 from protocol.secure_aggregation.encoding import encode_fields
 

@@ -10,10 +10,8 @@ from cryptography import x509
 
 from protocol.codec import setting
 from protocol.consortium.documents import (
-    NAME_RULE,
     SCHEMA,
     from_hex,
-    is_name,
     parse_form,
     read_document,
 )
@@ -25,6 +23,7 @@ from protocol.consortium.identity import (
     is_weak_key,
     verify,
 )
+from protocol.consortium.names import NAME_RULE, is_name
 from protocol.errors import SettingsError
 from protocol.files import write_atomically
 from protocol.secure_aggregation.encoding import encode_fields

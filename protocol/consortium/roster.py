@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from protocol.consortium.documents import NAME_RULE, is_name
 from protocol.consortium.identity import PUBLIC_KEY_BYTES, is_weak_key, member_id_of
+from protocol.consortium.names import NAME_RULE, is_name, name_key
 from protocol.errors import FoedusError, SettingsError, WireError
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.encoding import encode_fields
@@ -185,14 +184,18 @@ def _roster_problems(roster: Roster) -> list[str]:
                 f"{where}: its public key is of low order, anyone can sign for it. Ask the member "
                 "for the key that foedus made."
             )
-    problems += _duplicates("name", (member.name for member in roster.members))
+    problems += _duplicates("name", (member.name for member in roster.members), name_key)
     problems += _duplicates("public key", (m.public_key.hex() for m in roster.members))
     return problems
 
 
-def _duplicates(what: str, values: Iterable[str]) -> list[str]:
+def _duplicates(what: str, values: Iterable[str], alike: Callable[[str], str] = str) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for value in values:
+        groups.setdefault(alike(value), []).append(value)
     return [
-        f"members: the {what} {value!r} stands {count} times; expected each once."
-        for value, count in Counter(values).items()
-        if count > 1
+        f"members: the {what} {' / '.join(map(repr, dict.fromkeys(group)))} stands {len(group)} "
+        "times; expected each once."
+        for group in groups.values()
+        if len(group) > 1
     ]

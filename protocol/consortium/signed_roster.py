@@ -12,10 +12,8 @@ from functools import cached_property
 from protocol.codec import setting
 from protocol.consortium import supernode_key
 from protocol.consortium.documents import (
-    NAME_RULE,
     SCHEMA,
     from_hex,
-    is_name,
     parse_form,
 )
 from protocol.consortium.identity import (
@@ -25,6 +23,7 @@ from protocol.consortium.identity import (
     is_weak_key,
     member_id_of,
 )
+from protocol.consortium.names import NAME_RULE, is_name, name_key
 from protocol.consortium.roster import Member, Roster
 from protocol.errors import SettingsError
 from protocol.secure_aggregation.encoding import Field, encode_fields
@@ -243,7 +242,7 @@ def _problems(roster: SignedRoster) -> list[str]:
         problems += _entry_problems(entry, f"members[{position}] ({entry.name!r})")
         if entry.public_key == roster.coordinator_key:
             problems.append(f"members[{position}]: its key is the coordinator's own.")
-    problems += _doubled("name", (entry.name for entry in roster.members))
+    problems += _doubled("name, as it looks,", (name_key(entry.name) for entry in roster.members))
     problems += _doubled("public key", (entry.public_key.hex() for entry in roster.members))
     problems += _doubled("SuperNode key", (entry.supernode_key.hex() for entry in roster.members))
     return problems

@@ -207,7 +207,7 @@ class MaskedInputReply:
         if array.stype != _STYPE or array.dtype != "uint8":
             raise WireError(
                 RejectionReason.WRONG_DTYPE,
-                f"Expected uint8 as {_STYPE}, got {array.dtype} as {array.stype}.",
+                f"Expected uint8 as {_STYPE}, got {array.dtype!r} as {array.stype!r}.",
             )
         if len(array.data) != num_bytes or tuple(array.shape) != (num_bytes,):
             raise WireError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from protocol.consortium.chain import MemberEntry, SignedRoster, coordinator_keys, next_version
 from protocol.consortium.enrolment import EnrolmentRequest
+from protocol.consortium.names import name_key
 from protocol.errors import FoedusError
 
 DAY_SECONDS = 86_400
@@ -40,7 +41,7 @@ def admit(
             admitted=now,
             expires=now + member_days * DAY_SECONDS,
         )
-    if len({request.name for request in requests}) < len(requests):
+    if len({name_key(request.name) for request in requests}) < len(requests):
         raise FoedusError("Expected one request of each firm, got two of one.")
     return replace(next_version(head, now), members=tuple(members.values()))
 
@@ -58,6 +59,7 @@ def _current_entry(head: SignedRoster, request: EnrolmentRequest, now: int) -> M
     """The entry that the request replaces; None for a firm that is new."""
     named = head.entry_named(request.name)
     if named is None:
+        _expect_unlike(head, request.name)
         if request.previous_identity_key is not None:
             raise FoedusError(
                 f"{request.name!r} asks for new keys and is no member (any more). To come back it "
@@ -74,6 +76,16 @@ def _current_entry(head: SignedRoster, request: EnrolmentRequest, now: int) -> M
         )
     _expect_renewable(named, request, now)
     return named
+
+
+def _expect_unlike(head: SignedRoster, name: str) -> None:
+    """Errors: FoedusError where people would take the new name for a member's."""
+    for entry in head.members:
+        if name_key(entry.name) == name_key(name):
+            raise FoedusError(
+                f"The name {name!r} looks like that of the member {entry.name!r}. If it is this "
+                "member, it asks under the name it has; another firm needs another name."
+            )
 
 
 def _expect_renewable(named: MemberEntry, request: EnrolmentRequest, now: int) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from cryptography import x509
 
 from protocol.consortium.chain import append_version, first_version
-from protocol.consortium.documents import NAME_RULE, is_name
 from protocol.consortium.identity import Identity, save_identity
 from protocol.consortium.invitation import Invitation, address_problems, split_address
+from protocol.consortium.names import NAME_RULE, is_name
+from protocol.consortium.private_pem import read_private_file
 from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
 from protocol.settings_file import commented_yaml
@@ -87,11 +88,13 @@ def renew_server_certificate(
     """A new server key and certificate by the same authority, for the names of the old one, the
     address of consortium.yaml and also_known_as. The invitation gets that address too.
 
-    Errors: FoedusError where a key does not open, or the authority's certificate ends too soon.
+    Errors: FoedusError where a key does not open or others can read it, or the authority's
+    certificate ends too soon.
     """
     settings = folder.settings()
     _expect_sound(settings)
-    authority = Certified.from_pem(_read(folder.ca_key), _read(folder.ca), passphrase)
+    ca_key = read_private_file(folder.ca_key, "the key of the consortium's authority")
+    authority = Certified.from_pem(ca_key, _read(folder.ca), passphrase)
     host, _ = split_address(settings.advertised_address)
     names = [host, *names_of(server_certificate(folder)), *also_known_as]
     server = make_server_certificate(authority, names, settings.server_certificate_days, now)

@@ -44,8 +44,10 @@ async def read_body(
 ) -> bytes:
     """The whole body. A declared length over the bound is refused before a byte is read.
 
-    Errors: Refused (too large, too slow, malformed length), ClientGone.
+    Errors: Refused (too large, too slow, malformed length or two of them), ClientGone.
     """
+    if b"content-length" in headers and b"transfer-encoding" in headers:
+        raise Refused(Reason.MALFORMED, "Expected one of content-length and transfer-encoding.")
     declared = headers.get(b"content-length", b"0")
     if not declared.isdigit():
         raise Refused(Reason.MALFORMED, "Expected digits as content-length.")
@@ -56,7 +58,9 @@ async def read_body(
     try:
         async with asyncio.timeout(total_seconds):
             while True:
-                message = await asyncio.wait_for(receive(), idle_seconds)
+                # Not wait_for: Python 3.11 drops the outer timeout where both are over at once.
+                async with asyncio.timeout(idle_seconds):
+                    message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 body += message.get("body", b"")

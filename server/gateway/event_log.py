@@ -74,8 +74,10 @@ def configure_logging(path: Path, log_format: str, stderr: TextIO) -> None:
     root = logging.getLogger()
     root.handlers = [kept, shown]
     root.setLevel(logging.INFO)
-    for chatty in ("alembic", "httpx", "httpcore", "uvicorn", "uvicorn.error"):
+    for chatty in ("alembic", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Its warnings are about what strangers send, one line for each request.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     # Flower's own logger has a handler of its own, which would write everything twice.
     flower = logging.getLogger("flwr")
     flower.handlers = []

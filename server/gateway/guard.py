@@ -47,8 +47,6 @@ _PASSED_HEADERS = frozenset(
     }
 )
 
-SMALL_BODY_BYTES = 64 << 10
-
 
 @dataclass
 class _Account:
@@ -143,7 +141,7 @@ class Guard:
             body = await read_body(
                 receive,
                 headers,
-                max_bytes=self._limits.max_body_bytes,
+                max_bytes=self._max_bytes(path),
                 idle_seconds=self._limits.body_idle_seconds,
                 total_seconds=self._limits.transfer_seconds,
             )
@@ -175,9 +173,18 @@ class Guard:
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """Large bodies wait for each other; a heartbeat does not wait for them."""
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) <= SMALL_BODY_BYTES:
+        declared = length.isdigit() and b"transfer-encoding" not in headers
+        if declared and int(length) <= self._limits.small_body_bytes:
             return contextlib.nullcontext()
         return self._turns[node_id]
+
+    def _max_bytes(self, path: str) -> int:
+        """Only objects are large; the other requests are parsed, and grow by it."""
+        if path == paths.PUSH_OBJECT:
+            return self._limits.max_body_bytes
+        if path == paths.PUSH_MESSAGES:
+            return min(self._limits.max_announcement_bytes, self._limits.max_body_bytes)
+        return self._limits.small_body_bytes
 
     async def _send(self, incoming: Incoming, send: Send, reply: Reply) -> None:
         """Whoever does not read its answer loses the connection: uvicorn closes unfinished ones."""

@@ -27,9 +27,17 @@ class Limits:
     max_unread_bytes: int = 2048 * MIB
     # Objects of one reply: with 5 MiB each, 40 GiB.
     max_tree_objects: int = 8192
+    # What one of these takes in the announcement (70 bytes), with some room; and all else in it.
+    tree_object_bytes: int = 80
+    small_body_bytes: int = 64 << 10
     # Idle connections are kept for longer than the pause between two of a SuperNode's polls.
     keep_alive_seconds: float = 15.0
     member_body_bytes: int = MIB
+
+    @property
+    def max_announcement_bytes(self) -> int:
+        """A reply without its objects. Parsed, it takes up to 25 times its bytes in memory."""
+        return self.max_tree_objects * self.tree_object_bytes + self.small_body_bytes
 
     @classmethod
     def of(cls, settings: ConsortiumSettings) -> Limits:

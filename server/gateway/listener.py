@@ -34,12 +34,12 @@ class FirmConnection(H11Protocol):
         config: Config,
         server_state: ServerState,
         header_seconds: float,
-        too_slow: Callable[[], None],
+        refused: Callable[[str], None],
         lost: Callable[[], None],
     ) -> None:
         super().__init__(config, server_state, {})
         self._header_seconds = header_seconds
-        self._report_too_slow = too_slow
+        self._report_refused = refused
         self._report_lost = lost
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -52,6 +52,11 @@ class FirmConnection(H11Protocol):
         """Wait on while a request's headers are incomplete."""
         super().data_received(data)
         self._watch_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP; uvicorn would only log it, each time."""
+        self._report_refused("no_http")
+        super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""
@@ -73,7 +78,7 @@ class FirmConnection(H11Protocol):
     def _give_up(self) -> None:
         self._deadline = None
         if not self.transport.is_closing():
-            self._report_too_slow()
+            self._report_refused("slow_headers")
             self.transport.abort()
 
 
@@ -133,7 +138,7 @@ class FirmsServer(Server):
                     self.config,
                     self.server_state,
                     self._limits.header_seconds,
-                    too_slow=lambda: self._observer.connection_refused(address, "slow_headers"),
+                    refused=lambda reason: self._observer.connection_refused(address, reason),
                     lost=lambda: self._forget(address),
                 ),
                 connection,

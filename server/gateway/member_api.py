@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,11 +25,14 @@ from protocol.consortium.signed_request import (
 )
 from protocol.consortium.signed_roster import MemberEntry, SignedRoster
 from protocol.errors import FoedusError
-from server.gateway.asgi import Reply
+from server.gateway.asgi import Header, Reply
 from server.gateway.body import read_body
 from server.gateway.limits import Limits
 from server.gateway.refused import Reason, Refused
 from server.gateway.replay import ReplayMemory
+from server.lasting_problems import LastingProblems
+
+log = logging.getLogger("foedus.gateway")
 
 HEALTH = ("GET", "/v1/foedus/health")
 ROSTER = ("GET", "/v1/foedus/roster")
@@ -38,8 +42,14 @@ PULL_RECEIPTS = ("GET", "/v1/foedus/receipts")
 _MEMBER = MEMBER_HEADER.lower().encode()
 _NONCE = NONCE_HEADER.lower().encode()
 
-# (who asks, the query, the body as JSON) -> the answer as JSON. May block. Errors: FoedusError.
+# (who asks, the query, the body as JSON) -> the answer as JSON. May block. Errors: WrongRequest
+# where the member asked what cannot be answered; OSError and any other FoedusError are about the
+# coordinator's own files.
 Handler = Callable[[MemberEntry, Mapping[str, str], Any], Mapping[str, Any]]
+
+
+class WrongRequest(FoedusError):
+    """What a member sent is not what the request takes. The words may quote it."""
 
 
 class MemberApi:
@@ -55,6 +65,7 @@ class MemberApi:
         self._limits = limits
         self._handlers = {ROSTER: self._roster, **handlers}
         self._used = ReplayMemory(2 * TOLERANCE_SECONDS)
+        self._problems = LastingProblems(log)
         self.offered = frozenset({HEALTH, *self._handlers})
 
     async def answer(
@@ -62,7 +73,8 @@ class MemberApi:
     ) -> tuple[str, Reply]:
         """Who asked (the firm's name) and what it gets. Errors: Refused, ClientGone."""
         if asked == HEALTH:
-            return "", json_reply({"status": "ok"})
+            # Closed, so that strangers cannot keep the places of the members.
+            return "", json_reply({"status": "ok"}, (b"connection", b"close"))
         headers = {bytes(name): bytes(value) for name, value in scope["headers"]}
         members = self._chain()[-1].members
         if headers.get(_MEMBER, b"").decode("ascii", "replace") not in {
@@ -119,15 +131,19 @@ class MemberApi:
             value = json.loads(body) if body else None
         except (ValueError, RecursionError) as error:
             raise Refused(Reason.MALFORMED, f"{member.name!r} sent no JSON.") from error
+        about = f"{member.name!r} gets no answer to {' '.join(asked)}"
         try:
-            return self._handlers[asked](member, query, value)
-        except FoedusError as error:
+            answer = self._handlers[asked](member, query, value)
+        except WrongRequest as error:
             # The error's words may quote what came; the log holds nothing of that.
             raise Refused(
                 Reason.MALFORMED, f"{member.name!r} sent what cannot be answered."
             ) from error
-        except OSError as error:
-            raise Refused(Reason.UNAVAILABLE, f"{member.name!r}: {error.strerror}") from error
+        except (FoedusError, OSError) as error:
+            self._problems.tell(about, str(error))
+            raise Refused(Reason.UNAVAILABLE, f"{about}.") from error
+        self._problems.over(about)
+        return answer
 
     def _roster(self, member: MemberEntry, query: Mapping[str, str], body: Any) -> dict[str, Any]:
         after = whole_number(query, "after")
@@ -135,13 +151,14 @@ class MemberApi:
 
 
 def whole_number(query: Mapping[str, str], name: str) -> int:
-    """A number of 0 or more from the query; 0 where it is not given. Errors: FoedusError."""
+    """A number of 0 or more from the query; 0 where it is not given. Errors: WrongRequest."""
     text = query.get(name, "0")
     if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise FoedusError(f"Expected a whole number as {name!r}.")
+        raise WrongRequest(f"Expected a whole number as {name!r}.")
     return int(text)
 
 
-def json_reply(value: Mapping[str, Any]) -> Reply:
+def json_reply(value: Mapping[str, Any], *more_headers: Header) -> Reply:
     """200 with this body."""
-    return Reply(200, ((b"content-type", b"application/json"),), json.dumps(value).encode())
+    headers = ((b"content-type", b"application/json"), *more_headers)
+    return Reply(200, headers, json.dumps(value).encode())

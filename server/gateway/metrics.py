@@ -58,7 +58,9 @@ class Metrics:
             self._refusals.note(
                 served.reason, served.address, lambda left_out: log_served(served, left_out)
             )
-        else:
+        # What nobody signed and nobody refused (health) is counted only: strangers can ask for it
+        # as often as they like.
+        elif served.who:
             log_served(served)
 
     def connection_refused(self, address: str, reason: str) -> None:

@@ -13,11 +13,12 @@ import anyio.to_thread
 from fastapi import FastAPI
 from flwr.server.superlink.linkstate import LinkState
 
+from protocol.consortium.private_pem import read_private_file
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
 from server.gateway.belongings import Belongings, Database
 from server.gateway.event_log import configure_logging, keep_output
-from server.gateway.false_announcements import Announcing, FalseAnnouncements
+from server.gateway.false_announcements import FalseAnnouncements
 from server.gateway.fleet_rules import FleetRules
 from server.gateway.guard import Guard
 from server.gateway.health import HealthApp
@@ -29,6 +30,7 @@ from server.gateway.metrics import Metrics
 from server.gateway.node_identity import NodeGate
 from server.gateway.redelivery import Redelivery
 from server.gateway.reply_check import ReplyCheck
+from server.gateway.reply_removal import Removing, ReplyRemoval
 from server.gateway.roster_watch import RosterWatch
 from server.gateway.run_watch import RunWatch
 from server.gateway.superlink import ExecutorWatch, superlink_app
@@ -42,6 +44,7 @@ from server.gateway.upkeep import (
     repeat,
 )
 from server.gateway.uploads import Uploads
+from server.gateway.whole_replies import WholeReplies
 from server.receipts.countersign import CountersigningDesk
 from server.runs.keeper import Keeper
 from server.runs.lifecycle import Runs
@@ -57,6 +60,7 @@ def run_gateway(folder: ConsortiumFolder, log_format: str) -> None:
     """Serve until told to stop. Errors: FoedusError where it cannot start."""
     opened_at = datetime.datetime.now(datetime.UTC)
     settings = folder.settings()
+    read_private_file(folder.server_key, "the key of the coordinator's TLS certificate")
     folder.state.mkdir(parents=True, exist_ok=True)
     sockets = Sockets.bind(settings)
     desk = CountersigningDesk.of(folder)
@@ -77,10 +81,11 @@ async def _serve(
 ) -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _SUPERLINK_THREADS
     limits, metrics, board, unread = Limits.of(settings), Metrics(), ArrivalBoard(), UnreadBytes()
-    uploads = Uploads()
+    whole = WholeReplies()
+    uploads = Uploads(whole)
     state: LinkState = superlink.state.linkstate_factory.state()
     database = cast(Database, state)
-    belongings = Belongings(database)
+    belongings, removal = Belongings(database), ReplyRemoval(cast(Removing, state))
     for open_upload in belongings.open_uploads():
         uploads.begun(*open_upload)
     roster = RosterWatch(folder, Runs(folder, settings).control)
@@ -92,7 +97,7 @@ async def _serve(
             belongings,
             uploads,
             unread,
-            ReplyCheck(database, state.object_store),
+            ReplyCheck(database, state.object_store, removal),
             limits,
             state.deactivate_node,
         ),
@@ -103,8 +108,8 @@ async def _serve(
         metrics,
     )
     health = HealthApp(folder, database, roster, metrics)
-    announcements = FalseAnnouncements(cast(Announcing, state))
-    watch = RunWatch(superlink, board, unread, uploads, announcements)
+    announcements = FalseAnnouncements(database, removal)
+    watch = RunWatch(superlink, board, unread, uploads, whole, announcements)
     apps = Apps(watch, guard, health)
     hosting = Hosting(folder, sockets, apps, limits, metrics)
     metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)

@@ -3,24 +3,27 @@
 Flower's Grid builds each reply inside the run's one call for all of them, from what its objects say
 and not from what was announced. An object of another kind, or one that names objects which are not
 there, raises in that call and so ends the run; and a reply's content may name another message as
-the one it answers. Such a reply is taken out of the store: its site then counts as silent.
+the one it answers. What was announced must be what the objects say, too: an object that lies in the
+store with other children than its own fails whoever sends the same object later. Such a reply is
+taken out of the store: its site then counts as silent.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from flwr.app import Message
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_children_ids_from_object_content,
+    iterate_object_tree,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.utils import uint64_to_int64
 
 from server.gateway.belongings import Database
-
-log = logging.getLogger("foedus.gateway")
+from server.gateway.reply_removal import ReplyRemoval
 
 _ANNOUNCED = """
 SELECT run_id, src_node_id, dst_node_id, reply_to_message_id FROM message_res
@@ -39,17 +42,14 @@ class ObjectStore(Protocol):
         """None where it was not announced; empty where it has not come."""
         ...
 
-    def delete(self, object_id: str) -> None:
-        """With all below it that nothing else needs."""
-        ...
-
 
 class ReplyCheck:
     """Blocks on the database; holds one reply in memory."""
 
-    def __init__(self, database: Database, store: ObjectStore) -> None:
+    def __init__(self, database: Database, store: ObjectStore, removal: ReplyRemoval) -> None:
         self._database = database
         self._store = store
+        self._removal = removal
 
     def settle(self, message_id: str) -> bool:
         """True where the run can be told of the reply; else it is no more."""
@@ -62,9 +62,7 @@ class ReplyCheck:
         except Exception as error:
             problem = f"it cannot be built ({type(error).__name__})"
         if problem:
-            node_id = rows[0]["src_node_id"] % (1 << 64)
-            log.warning("A reply of node %d is thrown away: %s.", node_id, problem)
-            self._store.delete(message_id)
+            self._removal.remove([message_id], problem)
         return not problem
 
     def _problem(self, message_id: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -73,6 +71,11 @@ class ReplyCheck:
             part.object_id: self._store.get(part.object_id) or b""
             for part in iterate_object_tree(tree)
         }
+        # With this, every object that was announced is one that the message itself leads to.
+        for part in iterate_object_tree(tree):
+            named = set(get_object_children_ids_from_object_content(contents[part.object_id]))
+            if named != {child.object_id for child in part.children}:
+                return "it was announced with other objects than it has"
         built = inflate_object_from_contents(message_id, contents)
         if not isinstance(built, Message):
             return f"it is no message but {type(built).__name__}"

@@ -16,6 +16,10 @@ log = logging.getLogger("foedus.gateway")
 
 # Even without a change: somebody with the loopback port may have registered a node by hand.
 RESYNC_SECONDS = 60.0
+# After a comparison that failed: the next look, then ever later, as SuperLink logs each of them.
+FIRST_RETRY_SECONDS = 1.0
+_READING = "The roster is kept as it was"
+_CHANGES = "SuperLink's nodes are not yet those of the roster"
 _COMPARISON = "SuperLink's nodes could not be compared with the roster"
 
 
@@ -31,6 +35,8 @@ class RosterWatch:
         self._read_mark = self._mark()
         self._chain: Sequence[SignedRoster] = folder.chain()
         self._synced_at = 0.0
+        self._sync_due_at = 0.0
+        self._retry_seconds = FIRST_RETRY_SECONDS
         self._problems = LastingProblems(log)
 
     @property
@@ -40,40 +46,51 @@ class RosterWatch:
 
     def look(self, now: float) -> None:
         """Read the roster again if it changed; register and unregister what that asks for."""
-        changed = self._read_again()
-        if changed or self._member_expired(now) or now - self._synced_at >= RESYNC_SECONDS:
-            self._sync(now)
+        if self._read_again() or self._member_expired(now):
+            self._sync_due_at, self._retry_seconds = now, FIRST_RETRY_SECONDS
+        if now < self._sync_due_at:
+            return
+        if self._sync(now):
+            self._sync_due_at, self._retry_seconds = now + RESYNC_SECONDS, FIRST_RETRY_SECONDS
+        else:
+            self._sync_due_at = now + self._retry_seconds
+            self._retry_seconds = min(2 * self._retry_seconds, RESYNC_SECONDS)
 
     def _read_again(self) -> bool:
+        # Kept only once the file was taken: one that cannot be read now is read at the next look.
         mark = self._mark()
         if mark == self._read_mark:
+            self._problems.over(_READING)
             return False
-        self._read_mark = mark
         try:
             chain = self._folder.chain()
-        except FoedusError as error:
-            log.error("The roster is kept as it was: %s", error)
+        except (FoedusError, OSError) as error:
+            self._problems.tell(_READING, str(error))
             return False
         if len(chain) < len(self._chain) or chain[len(self._chain) - 1] != self._chain[-1]:
-            log.error("The roster is kept as it was: the file's history is another one.")
+            self._problems.tell(_READING, "the file's history is another one.")
             return False
-        self._chain = chain
+        self._problems.over(_READING)
+        self._read_mark, self._chain = mark, chain
         return True
 
     def _member_expired(self, now: float) -> bool:
         return any(self._synced_at < e.expires <= now for e in self._chain[-1].members)
 
-    def _sync(self, now: float) -> None:
+    def _sync(self, now: float) -> bool:
+        """True where SuperLink's nodes are those of the roster now."""
         newest = self._chain[-1]
         try:
             result = sync_nodes(self._registry(), newest.members, self._folder.nodes, now)
-        except FoedusError as error:
+        except (FoedusError, OSError) as error:
             self._problems.tell(_COMPARISON, str(error))
-            return
+            return False
         self._problems.over(_COMPARISON)
         self._synced_at = now
-        for problem in result.problems:
-            log.error("%s", problem)
+        if result.problems:
+            self._problems.tell(_CHANGES, " ".join(sorted(result.problems)))
+        else:
+            self._problems.over(_CHANGES)
         if result.registered or result.unregistered:
             log.info(
                 "Roster version %d: registered %s; unregistered %d nodes.",
@@ -81,6 +98,7 @@ class RosterWatch:
                 ", ".join(result.registered) or "nobody",
                 result.unregistered,
             )
+        return not result.problems
 
     def _mark(self) -> tuple[int, int, int]:
         try:

@@ -1,8 +1,8 @@
 """Watches what the run's own process sends over the loopback port, so that polls can be answered.
 
 Requests and responses pass as they are, but for one: the run does not ask for replies that are
-still being uploaded (see uploads.py). Before it pushes, what contradicts it is given up (see
-false_announcements.py).
+still being uploaded (see uploads.py), and where there is none it is kept waiting for the next (see
+whole_replies.py). Before it pushes, what contradicts it is given up (see false_announcements.py).
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from server.gateway.false_announcements import FalseAnnouncements
 from server.gateway.long_poll import ArrivalBoard
 from server.gateway.unread import UnreadBytes
 from server.gateway.uploads import Uploads
+from server.gateway.whole_replies import WholeReplies
 
 _PULL_MESSAGES = "/v1/runtime/pull-messages"
 _PUSH_MESSAGES = "/v1/runtime/push-messages"
 _PUSH_OBJECT = "/v1/runtime/push-object"
 _CONFIRM = "/v1/runtime/confirm-message-received"
 _WATCHED = {_PUSH_OBJECT, _CONFIRM}
+# How long a run's question is held at most; its round's deadline may pass by so much.
+HOLD_SECONDS = 1.0
 
 
 class RunWatch:
@@ -47,21 +50,23 @@ class RunWatch:
         board: ArrivalBoard,
         unread: UnreadBytes,
         uploads: Uploads,
+        whole: WholeReplies,
         announcements: FalseAnnouncements,
+        hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         self._app = app
         self._announcements = announcements
         self._board = board
         self._unread = unread
         self._uploads = uploads
+        self._whole = whole
+        self._hold_seconds = hold_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and take note of what it did."""
         if scope["type"] == "http" and scope["path"] == _PULL_MESSAGES:
             body = await _whole_body(receive)
-            async with self._uploads.settled:
-                reply = await self._pull(scope, body)
-            await send_reply(send, reply)
+            await send_reply(send, await self._pull(scope, body))
             return
         if scope["type"] == "http" and scope["path"] == _PUSH_MESSAGES:
             body = await _whole_body(receive)
@@ -94,6 +99,19 @@ class RunWatch:
             self._note(scope["path"], bytes(asked), bytes(answered))
 
     async def _pull(self, scope: Scope, body: bytes) -> Reply:
+        """The replies that are there, or the first that comes within the time that it is held."""
+        async with self._uploads.settled:
+            reply = await self._pull_once(scope, body)
+        fetched = _answered(reply)
+        if fetched == [] and await self._whole.wait(self._hold_seconds):
+            async with self._uploads.settled:
+                reply = await self._pull_once(scope, body)
+            fetched = _answered(reply)
+        for message_id in fetched or ():
+            self._whole.fetched(message_id)
+        return reply
+
+    async def _pull_once(self, scope: Scope, body: bytes) -> Reply:
         try:
             request = PullAppMessagesRequest.FromString(body)
         except DecodeError:
@@ -147,6 +165,17 @@ class RunWatch:
                 objects = {node.object_id for node in iterate_object_tree(tree)}
                 node_id = message.metadata.dst_node_id
                 self._board.announce(message_id, node_id, objects & missing)
+
+
+def _answered(reply: Reply) -> list[str] | None:
+    """The run's messages that these replies answer; None for what is no answer of that kind."""
+    if reply.status != 200:
+        return None
+    try:
+        response = PullAppMessagesResponse.FromString(reply.body)
+    except DecodeError:
+        return None
+    return [message.metadata.reply_to_message_id for message in response.messages_list]
 
 
 async def _whole_body(receive: Receive) -> bytes:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS
 
+from server.gateway.whole_replies import WholeReplies
+
 
 @dataclass
 class _Upload:
@@ -29,8 +31,9 @@ class Uploads:
     announcement is stored between this list's answer and Flower's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: WholeReplies) -> None:
         self.settled = asyncio.Lock()
+        self._whole = whole
         self._by_session: dict[str, _Upload] = {}
         self._session_of: dict[str, str] = {}
 
@@ -43,6 +46,7 @@ class Uploads:
         self._forget_expired()
         upload = _Upload(answers, set(missing), time.monotonic())
         if not upload.missing:
+            self._whole.came(answers)
             return
         self._by_session.pop(self._session_of.get(answers, ""), None)
         self._by_session[session_id] = upload
@@ -77,4 +81,6 @@ class Uploads:
             self._forget(session_id)
 
     def _forget(self, session_id: str) -> None:
-        del self._session_of[self._by_session.pop(session_id).answers]
+        answers = self._by_session.pop(session_id).answers
+        del self._session_of[answers]
+        self._whole.came(answers)

@@ -20,7 +20,7 @@ from protocol.consortium.identity import Identity
 from protocol.consortium.signed_roster import MemberEntry
 from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
-from server.gateway.member_api import whole_number
+from server.gateway.member_api import WrongRequest, whole_number
 from server.receipts.received import FILE, ReceivedLog
 from server.runs.node_names import read_node_ids
 
@@ -58,9 +58,13 @@ class CountersigningDesk:
 
     def push(self, member: MemberEntry, query: Mapping[str, str], body: Any) -> dict[str, Any]:
         """{"receipts": […]} -> those countersigned, and the line hashes of those that are not (yet)
-        on record. Errors: FoedusError where the request is malformed or a signature wrong; OSError.
+        on record. Errors: WrongRequest where it is malformed or a signature wrong; FoedusError,
+        OSError where our own files do not serve.
         """
-        receipts = self._parsed(member, body)
+        try:
+            receipts = self._parsed(member, body)
+        except FoedusError as error:
+            raise WrongRequest(str(error)) from error
         with self._lock:
             known = self._known_of(member)
             on_record = self._on_record(member, receipts, known)
@@ -73,7 +77,7 @@ class CountersigningDesk:
 
     def pull(self, member: MemberEntry, query: Mapping[str, str], body: Any) -> dict[str, Any]:
         """The member's countersigned receipts from number `after` on, at most MAX_RECEIPTS of them,
-        and how many there are in all. Errors: FoedusError."""
+        and how many there are in all. Errors: as push."""
         after = whole_number(query, "after")
         with self._lock:
             stored = list(self._known_of(member).values())

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
+from click import ClickException
 from flwr.app.user_config import UserConfig
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto, user_config_to_proto
@@ -169,7 +170,7 @@ class ControlPlane:
 def installed_bundle() -> bytes:
     """The Flower app bundle of the code that runs here.
 
-    Errors: FoedusError where foedus is not installed from its checkout.
+    Errors: FoedusError where foedus is not installed from its checkout, or it cannot be packed.
     """
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "pyproject.toml").is_file():
@@ -177,4 +178,7 @@ def installed_bundle() -> bytes:
             f"Expected foedus to be installed from its checkout, got no pyproject.toml in "
             f"{checkout}. Install it by 'pip install -e CHECKOUT'."
         )
-    return build_fab_from_disk(checkout)
+    try:
+        return build_fab_from_disk(checkout)
+    except (OSError, ValueError, ClickException) as error:
+        raise FoedusError(f"The bundle of {checkout} cannot be built: {error}.") from error

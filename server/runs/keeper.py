@@ -11,7 +11,7 @@ from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
 from server.lasting_problems import LastingProblems
 from server.runs.control import ControlPlane, CoordinatorDown
-from server.runs.folder import RunFolder, RunRecord, RunStatus, run_folders
+from server.runs.folder import Occupied, RunFolder, RunRecord, RunStatus, run_folders
 from server.runs.lifecycle import Runs
 from server.runs.progress import read_events
 from server.runs.standing import Standing, rounds_done
@@ -68,7 +68,14 @@ class Keeper:
     ) -> None:
         if time.time() >= record.resume_after:
             log.warning("Run %s was interrupted and is resumed: %s", run.name, standing.message)
-            self._runs.relaunch(control, run, record)
+            try:
+                self._runs.relaunch(control, run, record)
+            except (CoordinatorDown, Occupied):
+                raise
+            except FoedusError as error:
+                # Counted as an attempt, so that what Flower always refuses is given up.
+                log.warning("Run %s could not be resumed: %s", run.name, error)
+                self._note(run, record, self._planned(run, record, str(error)))
 
     def _planned(self, run: RunFolder, record: RunRecord, message: str) -> RunRecord:
         """The record with the next resume planned, or given up. A round that was finished since the

@@ -45,7 +45,7 @@ class Runs:
         """Check every setting, then have the coordinator start a run; returns its folder.
 
         name: empty = the next free one. Errors: SettingsError with all problems before anything is
-        made.
+        made. A run that Flower then does not start has failed: only `resume` starts it.
         """
         run = self.run(name or next_name(self.folder.runs))
         check_overrides(overrides)
@@ -80,6 +80,7 @@ class Runs:
         """Start the run's ServerApp again, after Flower was told that the last one is gone.
 
         Does nothing where the record is not as it was `seen`: somebody was faster, or stopped it.
+        Where Flower does not start it, the record is left as it was seen.
         """
         with run.launching():
             if run.is_occupied or run.read() != seen:
@@ -128,8 +129,17 @@ class Runs:
         return record, judge(record, events, occupied or just_begun, flower)
 
     def _launch(self, control: ControlPlane, run: RunFolder, resume: bool) -> None:
+        before = run.read()
         run.note(RunStatus.STARTING)
-        number = control.start_run(installed_bundle(), {RUN_KEY: run.name, RESUME_KEY: resume})
+        try:
+            number = control.start_run(installed_bundle(), {RUN_KEY: run.name, RESUME_KEY: resume})
+        except BaseException as error:
+            # An open record would have the keeper start what its operator was told did not start.
+            status, message = before.status, before.message
+            if not resume:
+                status, message = RunStatus.FAILED, f"It was not started: {_told(error)}"
+            run.note(status, message)
+            raise
         done = rounds_done(read_events(run.progress))
         run.change(
             lambda old: replace(
@@ -173,6 +183,10 @@ def _flower_run(control: ControlPlane, number: int) -> FlowerRun | None:
     except FoedusError:
         # Down, or on its way down or up: then the files alone say where the run stands.
         return None
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def _wait_until(done: Callable[[], bool], otherwise: str) -> None:

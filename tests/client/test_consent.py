@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from client.admission import admit_request, admit_session
 from client.cli import app
 from client.consent import ConsentBook, ConsentDesk, Decision, consent_digest
 from client.policy import PolicySettings
 from client.rounds import answer
 from client.site import Site
 from protocol.errors import FoedusError, Refusal
-from protocol.messages import CONFIG, Request, train_request
+from protocol.messages import CONFIG, Kind, Request, train_request
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.wire import Phase
 from protocol.settings import RunSettings
@@ -38,6 +43,11 @@ PATIENT = 60.0
 def asked(run: RunSettings | None = None, run_id: str = RUN_ID) -> Request:
     run = run or little_run(deadline_seconds=1000.0)
     return Request("train", run_id, 1, run, little_state(run))
+
+
+def longer() -> RunSettings:
+    """Another form of the same run."""
+    return little_run(rounds=99, deadline_seconds=1000.0)
 
 
 @pytest.fixture
@@ -117,12 +127,130 @@ def test_nobody_decides_on_settings_they_have_not_seen(book: ConsentBook) -> Non
     desk = ConsentDesk(book, 0.0)
     code(desk, asked())
     seen = consent_digest(asked())
-    code(desk, asked(little_run(rounds=99)))
-    with pytest.raises(FoedusError, match="other settings meanwhile"):
-        book.decide(RUN_ID, seen, Decision.APPROVED)
-    assert code(desk, asked(little_run(rounds=99))) == RefusalReason.CONSENT_PENDING
-    with pytest.raises(FoedusError, match="other settings"):
-        book.decide("f" * 32, seen, Decision.APPROVED)
+    code(desk, asked(longer()))  # Comes while people look at the first form.
+    book.decide(RUN_ID, seen, Decision.APPROVED)
+    assert code(desk, asked(longer())) == RefusalReason.CONSENT_PENDING
+    assert code(desk, asked()) == "ok"
+    for run_id, digest in ((RUN_ID, "f" * 64), ("f" * 32, seen)):
+        with pytest.raises(FoedusError, match="Look at it again"):
+            book.decide(run_id, digest, Decision.APPROVED)
+
+
+def test_a_denial_withdraws_the_approval_of_every_form_of_the_run(book: ConsentBook) -> None:
+    desk = ConsentDesk(book, 0.0)
+    code(desk, asked())
+    book.decide(RUN_ID, consent_digest(asked()), Decision.APPROVED)
+    code(desk, asked(longer()))
+    assert code(desk, asked()) == "ok"
+    book.decide(RUN_ID, consent_digest(asked(longer())), Decision.DENIED)
+    for run in (None, longer()):
+        assert code(desk, asked(run)) == RefusalReason.CONSENT_DENIED
+    # Of another run nothing was said.
+    assert code(desk, asked(run_id="e" * 32)) == RefusalReason.CONSENT_PENDING
+
+
+def test_a_form_that_is_asked_for_again_is_the_one_that_people_see(book: ConsentBook) -> None:
+    desk = ConsentDesk(book, 0.0)
+    first, second = asked(), asked(longer())
+    for request in (first, second, first):
+        code(desk, request)
+    newest = book.newest(RUN_ID)
+    assert newest is not None and newest.digest == consent_digest(first)
+    assert len(book.forms(RUN_ID)) == 2
+    book.decide(RUN_ID, newest.digest, Decision.APPROVED)
+    assert code(desk, second) == RefusalReason.CONSENT_PENDING
+    # An approved form that goes on hides none that still waits.
+    assert code(desk, first) == "ok"
+    assert [form.digest for form in book.all().values()] == [consent_digest(second)]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_an_approval_covers_each_round_twice_and_ten_requests_more(
+    book: ConsentBook, kind: Kind
+) -> None:
+    desk = ConsentDesk(book, 0.0)
+    request = replace(asked(), kind=kind)
+    covered = 2 * request.settings.federation.rounds + 10
+    code(desk, request)
+    book.decide(RUN_ID, consent_digest(request), Decision.APPROVED)
+    assert [code(desk, request) for _ in range(covered)] == ["ok"] * covered
+    other: Kind = "evaluate" if kind == "train" else "train"
+    assert code(desk, replace(request, kind=other)) == "ok"  # Counted apart.
+    for _ in range(2):
+        assert code(desk, request) == RefusalReason.CONSENT_PENDING
+    (form,) = book.all().values()
+    assert form.decision is Decision.PENDING
+    counts = {kind: covered, other: 1}
+    told = f"{counts['train']} to train, {counts['evaluate']} to evaluate"
+    assert form.told()["answered so far"] == told
+    book.decide(RUN_ID, form.digest, Decision.APPROVED)
+    assert [code(desk, request) for _ in range(covered)] == ["ok"] * covered
+    assert code(desk, request) == RefusalReason.CONSENT_PENDING
+
+
+def test_requests_that_come_at_the_same_time_get_no_more_than_was_approved(
+    book: ConsentBook,
+) -> None:
+    code(ConsentDesk(book, 0.0), asked())
+    book.decide(RUN_ID, consent_digest(asked()), Decision.APPROVED)
+    covered = 2 * asked().settings.federation.rounds + 10
+
+    def ask(_: int) -> list[str]:
+        desk = ConsentDesk(ConsentBook(book.folder.parent), 0.0)
+        return [code(desk, asked()) for _ in range(covered)]
+
+    with ThreadPoolExecutor(4) as pool:
+        codes = [each for part in pool.map(ask, range(4)) for each in part]
+    assert codes.count("ok") == covered
+
+
+@contextmanager
+def wall_clock(zone: str) -> Iterator[None]:
+    """This process lives in another time zone; 12 hours away, all of a day's hours are others."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = zone
+    time.tzset()
+    try:
+        yield
+    finally:
+        os.environ.pop("TZ")
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
+
+
+@pytest.mark.parametrize("of_session", [False, True])
+def test_a_request_that_waited_beyond_the_hours_is_declined_though_it_is_approved(
+    tmp_path: Path, of_session: bool
+) -> None:
+    now = datetime.now(UTC)
+    opens, closes = (now + timedelta(hours=hours) for hours in (-3, 3))
+    hours = f"Mon-Sun {opens:%H:%M}-{closes:%H:%M}"
+    site = Site.from_file(write_site(tmp_path, 1))
+    policy = PolicySettings(hours=(hours,), consent="ask", consent_wait_seconds=500.0)
+    site.settings = replace(site.settings, policy=policy)
+    book = ConsentBook(site.state_folder)
+    if of_session:
+        book.ask(asked())
+    codes: list[str] = []
+
+    def admit() -> None:
+        try:
+            admit_session(site, RUN_ID) if of_session else admit_request(site, asked())
+            codes.append("ok")
+        except Refusal as refused:
+            codes.append(str(refused.code))
+
+    waiting = threading.Thread(target=admit)
+    with wall_clock("UTC"):
+        waiting.start()
+        wait_for(lambda: book.newest(RUN_ID))
+        waiting.join(0.5)  # A message of a session leaves no trace while it waits.
+        assert codes == []
+    with wall_clock("AWAY-12"):
+        book.decide(RUN_ID, consent_digest(asked()), Decision.APPROVED)
+        waiting.join(PATIENT)
+    assert codes == [RefusalReason.OUTSIDE_HOURS]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": 2}', "[]", '{"schema": 1, "forms": [{}]}'])
@@ -146,8 +274,9 @@ def status(site: Site, run: RunSettings) -> str:
     return str(answer(site, content, "train").config_records[CONFIG]["status"])
 
 
-def command(*words: object, answers: str = "") -> Result:
-    return CliRunner().invoke(app, ["approve", *map(str, words)], input=answers)
+def command(*words: object, answers: str = "", columns: int = 100) -> Result:
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    return runner.invoke(app, ["approve", *map(str, words)], input=answers)
 
 
 def test_a_run_trains_once_it_is_approved_by_command_and_stops_when_it_is_denied(
@@ -171,19 +300,48 @@ def test_a_run_trains_once_it_is_approved_by_command_and_stops_when_it_is_denied
     assert status(site, run) == "consent_denied"
 
 
-def test_a_script_decides_on_a_digest_and_on_no_other(tmp_path: Path) -> None:
+def test_a_script_decides_on_the_form_whose_digest_it_names_and_on_no_other(
+    tmp_path: Path,
+) -> None:
     path = site_that_asks(tmp_path)
     site = Site.from_file(path)
-    status(site, small_run("ffa"))
-    (told,) = json.loads(command("--json", "--config", path).stdout)["runs"]
-    status(site, small_run("ffa", rounds=99))
-    refused = command(RUN_ID, "--digest", told["settings_digest"][:12], "--config", path)
+    runs = (small_run("ffa"), small_run("ffa", rounds=99))
+    digests = []
+    for run in runs:
+        status(site, run)
+        (told,) = json.loads(command("--json", "--config", path).stdout)["runs"]
+        assert told["approved_elsewhere"] == []
+        digests.append(told["settings_digest"])
+    refused = command(RUN_ID, "--digest", "0123", "--config", path)
     assert refused.exit_code == 2 and "Look at it again" in refused.stderr
+    # The older of the two; the newer one goes on waiting, and the list says both.
+    assert command(RUN_ID, "--digest", digests[0][:12], "--config", path).exit_code == 0
+    assert [status(site, run) for run in runs] == ["ok", "consent_pending"]
     (told,) = json.loads(command("--json", "--config", path).stdout)["runs"]
-    decided = command(RUN_ID, "--digest", told["settings_digest"][:12], "--config", path)
-    assert decided.exit_code == 0
-    assert status(site, small_run("ffa", rounds=99)) == "ok"
-    assert status(site, small_run("ffa")) == "consent_pending"
+    assert (told["settings_digest"], told["decision"]) == (digests[1], "pending")
+    assert told["approved_elsewhere"] == [digests[0]]
+    shown = command(RUN_ID, "--config", path, answers="n\n").stdout
+    assert "approved in another form" in shown and digests[0][:12] in shown
+    listed = command("--config", path, columns=300).stdout
+    assert f"other form approved: {digests[0][:12]}" in listed
+    assert "answered: 0 to train" in listed
+    denied = command(RUN_ID, "--deny", "--digest", digests[1][:12], "--json", "--config", path)
+    assert json.loads(denied.stdout)["runs"][0]["approved_elsewhere"] == []
+    assert [status(site, run) for run in runs] == ["consent_denied"] * 2
+
+
+def test_an_older_form_that_is_asked_for_again_is_shown_and_can_be_approved(
+    tmp_path: Path,
+) -> None:
+    path = site_that_asks(tmp_path)
+    site = Site.from_file(path)
+    first, second = small_run("ffa"), small_run("ffa", rounds=99)
+    for run in (first, second, first):
+        status(site, run)
+    shown = command(RUN_ID, "--config", path, answers="y\n")
+    assert shown.exit_code == 0
+    assert re.search(rf"\brounds +{first.federation.rounds}\b", shown.stdout)
+    assert [status(site, run) for run in (first, second)] == ["ok", "consent_pending"]
 
 
 @pytest.mark.parametrize("run", ["zz", ""])
@@ -210,8 +368,11 @@ def test_in_a_session_a_denied_site_makes_no_keys_and_an_unknown_run_is_asked_fo
     book.decide(RUN_ID, form.digest, Decision.DENIED)
     assert refusal(talk.ask(Phase.ADVERTISE, 1)) == "consent_denied"
     book.decide(RUN_ID, form.digest, Decision.APPROVED)
+    book.ask(asked(longer()))  # Another form that waits keeps no approved one from going on.
     talk.until(Phase.MASKED_INPUT)
     assert status_of(talk.ask(Phase.MASKED_INPUT, 1)) == "ok"
+    counts = {known.digest: known.answered for known in book.forms(RUN_ID)}
+    assert counts[form.digest] == {"train": 1}  # Session messages apart.
 
 
 _WAITS = """

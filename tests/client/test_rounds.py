@@ -15,9 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from client.app import NoReply, make_app, site_from_node_config
 from client.personal import PersonalFactors
 from client.rounds import answer, assemble
+from client.secure_aggregation.trainer import ModelTrainer
 from client.site import Site
 from models.adapted import adapted_model
 from protocol.adapter import AdapterState, factor_of, l2_norm, subset_layout
+from protocol.errors import Refusal
 from protocol.messages import (
     ARRAYS,
     CONFIG,
@@ -206,6 +208,45 @@ def test_another_base_model_is_refused(tmp_path: Path) -> None:
     assert refusal(ask(open_site(tmp_path), run, state=state)) == RefusalReason.BASE_MODEL_DIFFERS
 
 
+def foreign_folder(folder: Path, config: str) -> str:
+    """A model's folder with other weights and a config that raises where anything loads it."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    (folder / "config.json").write_text(config)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("name", ["folder", "org/of-another", "../folder\nINFO: forged"])
+def test_a_model_that_is_not_the_agreed_one_is_declined_before_any_of_it_is_loaded(
+    tmp_path: Path, name: str, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digest is the agreed one; what it is said to be the digest of is the coordinator's."""
+    agreed = small_run()
+    model_id = foreign_folder(tmp_path / name, "{") if name == "folder" else name
+    asked = replace(agreed, model=replace(agreed.model, id=model_id))
+    sent = downloaded(agreed, start_state(agreed))
+    make = train_request if kind == "train" else evaluate_request
+    before = adapted_model(agreed)
+    reply = answer(open_site(tmp_path), make(RUN_ID, 1, asked, sent).to_content(), kind)
+    assert refusal(reply) == RefusalReason.BASE_MODEL_DIFFERS
+    assert adapted_model(agreed) is before  # One model is kept: none came in its place.
+    assert "Expected base model" in caplog.text or "is no embedded name" in caplog.text
+    assert "\nINFO: forged" not in caplog.text
+
+
+def test_a_masked_run_too_loads_no_other_model(tmp_path: Path) -> None:
+    agreed = small_run()
+    folder = foreign_folder(tmp_path / "folder", "{")
+    asked = replace(agreed, model=replace(agreed.model, id=folder))
+    request = train_request(RUN_ID, 1, asked, downloaded(agreed, start_state(agreed)))
+    trainer = ModelTrainer(open_site(tmp_path))
+    for step in (trainer.uploaded, trainer.train):
+        with pytest.raises(Refusal) as refused:
+            step(request)
+        assert refused.value.code == RefusalReason.BASE_MODEL_DIFFERS
+
+
 def test_a_layout_that_is_not_the_site_s_own_is_refused(tmp_path: Path) -> None:
     run = small_run()
     state = start_state(run)
@@ -263,7 +304,8 @@ def test_a_model_the_site_does_not_have_is_a_code_to_the_server_and_advice_to_th
     run = small_run()
     content = train_request(RUN_ID, 1, run, downloaded(run, start_state(run))).to_content()
     content.config_records[CONFIG]["settings.model.id"] = "nobody/no-such-model"
-    assert refusal(answer(open_site(tmp_path), content, "train")) == RefusalReason.INTERNAL
+    reply = answer(open_site(tmp_path), content, "train")
+    assert refusal(reply) == RefusalReason.BASE_MODEL_DIFFERS
     assert "Set model.id to a folder" in caplog.text
 
 

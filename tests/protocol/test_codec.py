@@ -98,3 +98,15 @@ def test_whole_numbers_pass_where_a_number_is_expected_but_never_the_reverse() -
 def test_a_key_that_is_both_value_and_group_is_refused(flat: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match="both a value and a group"):
         unflatten(flat)
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("spede", "spede"), ("a\nb", r"'a\nb'"), ("x" * 999, "x" * 80), (7, "7"), ("a b", "'a b'")],
+)
+def test_an_unknown_key_is_named_in_one_line_and_not_at_length(key: Any, shown: str) -> None:
+    values = encode(FederationSettings()) | {key: 1}
+    with pytest.raises(SettingsError) as caught:
+        decode(FederationSettings, values, "x")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{shown}: unknown setting; expected one of ")

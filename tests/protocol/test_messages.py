@@ -169,6 +169,44 @@ def test_a_request_with_something_unagreed_is_refused(what: str) -> None:
     assert caught.value.code == RefusalReason.MALFORMED_REQUEST
 
 
+FORGED = "x\n2026-01-01T00:00:00.000Z runner INFO: forged\r\x1b[2K"
+FORGERIES: dict[str, dict[str, Any]] = {
+    "a key": {FORGED: 1},
+    "an unknown setting": {f"settings__federation__{FORGED}": 1},
+    "a group of that name": {f"settings__{FORGED}__a": 1},
+    "a key of the adapter": {f"adapter__{FORGED}": 1},
+    "a value and a group": {"a": 1, f"a__{FORGED}": 1},
+    "both under that name": {f"a__{FORGED}": 1, f"a__{FORGED}__b": 2},
+    "a value": {"settings__federation__method": FORGED},
+    "a kind": {"kind": FORGED},
+    "a version": {"version": FORGED},
+    "a run id": {"run_id": FORGED},
+    "a round": {"round": FORGED},
+    "a digest": {"adapter__base_digest": FORGED},
+    "a shape": {"adapter__shapes": [FORGED, "2x5", "7x2"]},
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_no_text_of_a_request_makes_lines_of_its_own_in_an_error(what: str) -> None:
+    """Errors go to the site's log, a line an event."""
+    content = changed_config(request().to_content(), **FORGERIES[what])
+    with pytest.raises(WireError) as caught:
+        Request.from_content(content, "train")
+    text = str(caught.value)
+    assert not {"\r", "\x1b"} & set(text)
+    assert not any(line.startswith("2026-01-01") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("field", ["dtype", "stype"])
+def test_nor_does_that_of_an_array(field: str) -> None:
+    content = request().to_content()
+    setattr(content.array_records[ARRAYS][FLAT], field, FORGED)
+    with pytest.raises(WireError) as caught:
+        Request.from_content(content, "train")
+    assert "\n" not in str(caught.value) and "forged" in str(caught.value)
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", True, 1.0])
 def test_another_protocol_version_is_refused_as_such(version: object) -> None:
     with pytest.raises(WireError) as caught:
@@ -246,6 +284,21 @@ def test_an_evaluation_is_numbers_alone() -> None:
     assert caught.value.code == RejectionReason.MALFORMED
 
 
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1"])
+def test_a_share_is_taken_from_0_to_1_and_refused_beyond(name: str) -> None:
+    expected = ExpectedReply("evaluate", RUN_ID, 2, {})
+
+    def parsed(value: float) -> float:
+        numbers = {"num_examples": 4.0, name: value}
+        return expected.parse(EvaluateReply(RUN_ID, 2, metrics=numbers).to_content()).metrics[name]
+
+    assert (parsed(0.0), parsed(1.0)) == (0.0, 1.0)
+    for value in (1.001, 1e300, -0.001):
+        with pytest.raises(WireError) as caught:
+            parsed(value)
+        assert caught.value.code == RejectionReason.MALFORMED
+
+
 def with_metrics(**values: Any) -> RecordDict:
     return RecordDict({**dict(reply().to_content()), METRICS: MetricRecord(values)})
 
@@ -302,6 +355,16 @@ BAD_REPLIES: dict[str, tuple[Callable[[], RecordDict], RejectionReason]] = {
     "negative examples": (lambda: with_metrics(num_examples=-5.0), R.BAD_WEIGHT),
     "NaN examples": (lambda: with_metrics(num_examples=float("nan")), R.BAD_WEIGHT),
     "infinite examples": (lambda: with_metrics(num_examples=float("inf")), R.BAD_WEIGHT),
+    "more examples than can be counted": (
+        lambda: with_metrics(num_examples=1e300),
+        R.BAD_WEIGHT,
+    ),
+    "a negative loss": (lambda: with_metrics(num_examples=1.0, train_loss=-1e-3), R.MALFORMED),
+    "a loss that no mean survives": (
+        lambda: with_metrics(num_examples=1.0, train_loss=1e300),
+        R.MALFORMED,
+    ),
+    "negative seconds": (lambda: with_metrics(num_examples=1.0, train_seconds=-1.0), R.MALFORMED),
     "a NaN loss": (
         lambda: with_metrics(num_examples=1.0, train_loss=float("nan")),
         R.NOT_FINITE,

@@ -72,7 +72,7 @@ def test_a_record_says_who_was_asked_who_answered_and_what_it_cost(tmp_path: Pat
         return good_reply(node, request)
 
     faulty = UnreliableGrid(little_app(respond), 4, silent={3})
-    run = little_run("ffa", rounds=1, deadline_seconds=0.2)
+    run = little_run("ffa", rounds=1, deadline_seconds=0.2, weighting="examples")
     record = coordinate(faulty, run, tmp_path, names=["ann", "bob", "cem"]).records[0]
     assert record.cohort == ("ann", "bob", "cem", "4")
     assert record.admitted == ("ann", "4")
@@ -90,6 +90,40 @@ def test_a_record_says_who_was_asked_who_answered_and_what_it_cost(tmp_path: Pat
     assert record.bytes_evaluation == 3 * 4 * (21 + 15 + 24)
     assert record.site_metrics.keys() == {"ann", "bob", "4"}
     assert record.metrics["sites_loss"] == pytest.approx((10 * 1 + 20 / 2 + 40 / 4) / 70)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "accuracy"),
+    [("uniform", (0.9 + 0.9 + 0.0) / 3), ("examples", (20 * 0.9 + 20 * 0.9 + 30 * 0.0) / 70)],
+)
+def test_a_site_that_boasts_of_its_size_decides_no_score(
+    tmp_path: Path, weighting: str, accuracy: float
+) -> None:
+    def respond(node: int, request: Request) -> RecordDict:
+        if request.kind == "train":
+            return good_reply(node, request)
+        boast = {"num_examples": 1e12, "accuracy": 0.0}
+        honest = {"num_examples": 20.0, "accuracy": 0.9}
+        numbers = boast if node == 3 else honest
+        return Reply(request.run_id, request.round, "ok", numbers).to_content()
+
+    run = little_run(rounds=1, weighting=weighting, weight_cap=30)
+    record = coordinate(InProcessGrid(little_app(respond), 3), run, tmp_path).records[0]
+    assert record.metrics["sites_accuracy"] == pytest.approx(accuracy)
+    assert record.metrics["sites_num_examples"] == 1e12 + 40
+
+
+def test_an_impossible_score_is_set_aside_and_the_others_count(tmp_path: Path) -> None:
+    def respond(node: int, request: Request) -> RecordDict:
+        if request.kind == "evaluate" and node == 3:
+            numbers = {"num_examples": 1.0, "accuracy": 1e300}
+            return Reply(request.run_id, request.round, "ok", numbers).to_content()
+        return good_reply(node, request)
+
+    run = little_run(rounds=1)
+    record = coordinate(InProcessGrid(little_app(respond), 3), run, tmp_path).records[0]
+    assert record.metrics["sites_accuracy"] == pytest.approx((0.1 + 0.2) / 2)
+    assert record.site_metrics.keys() == {"1", "2"}
 
 
 def test_below_the_quorum_the_adapter_and_the_optimiser_stay_and_the_run_goes_on(

@@ -20,16 +20,18 @@ from client.cli import app
 from client.consent import ConsentBook
 from client.enrolment.keys import save_supernode_key
 from client.site import Site
+from protocol.codec import encode
 from protocol.consortium.identity import Identity, save_identity
 from protocol.files import write_atomically
 from protocol.messages import Request
+from protocol.settings import PrivacySettings
 from server.consortium.certificates import Certified, make_server_certificate
 from server.consortium.folder import ConsortiumFolder
 from tests.guarantees.member_api import member_api
 from tests.little_sites import little_run, little_state
 from tests.protocol.consortium.leagues import ANNE, BELL
 from tests.server.receipts.desks import found, set_members
-from tests.small_runs import RUN_ID, write_site
+from tests.small_runs import RUN_ID, small_run, write_site
 
 KEYS = (
     "identity: identity.pem\nsupernode_key: supernode.pem\nroster: roster.jsonl\n"
@@ -235,6 +237,27 @@ def test_a_run_that_the_policy_would_decline_is_tried_and_said(site: Path) -> No
     _, told = check(site)
     assert "maximum_rank: 4 at most" in told["dry_run"]["declined"]
     assert {f["state"] for f in told["findings"] if f["what"] == "dry run"} == {"warn"}
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_run_of_more_steps_than_the_policy_allows_is_said_though_one_step_is_tried(
+    site: Path, tmp_path: Path, private: bool
+) -> None:
+    path = site / "site.yaml"
+    limits = "maximum_steps_per_round: 3, maximum_local_epochs: 1"
+    path.write_text(f"{path.read_text()}policy: {{{limits}}}\n")
+    run = small_run(training={"max_steps": 9, "local_epochs": 2})
+    words = ["training.max_steps=9", "training.local_epochs=2"]
+    if private:
+        dp = PrivacySettings(mode="dp", unit="example", steps_per_round=4)
+        run, words = replace(run, privacy=dp), ["privacy.steps_per_round=4"]
+    settings = tmp_path / "run.json"
+    settings.write_text(json.dumps(encode(run)))
+    _, told = check(site, "--settings", str(settings))
+    for word in words:
+        assert word in told["dry_run"]["declined"]
+    assert {f["state"] for f in told["findings"] if f["what"] == "dry run"} == {"warn"}
+    assert told["dry_run"]["numbers"]["num_steps"] == 1
 
 
 def test_the_table_is_for_people(site: Path, up: ConsortiumFolder) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from client.doctor.dry_run import default_run, dry_run
 from client.site import Site
+from client.trained_update import round_sigma
+from client.training.private import PrivateResult, train_private
 from models.adapted import adapted_model
 from protocol.adapter import subset_layout
 from protocol.errors import FoedusError
 from protocol.messages import TRAIN_METRICS
 from protocol.methods import METHODS, uploaded_factors
+from protocol.settings import PrivacySettings
 from tests.small_runs import LABELS, open_site, small_run, write_site
 
 
@@ -63,6 +68,24 @@ def test_what_a_policy_demands_and_keeps_shows_in_the_dry_run(tmp_path: Path) ->
     result = dry_run(site)
     assert dict(result.numbers) == {}  # Of private training only num_steps may leave at all.
     assert result.declined == "" and not site.ledger.path.exists()
+
+
+def test_the_noise_of_one_step_is_that_of_a_run_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same epsilon a run of more steps makes each of them noisier."""
+    seen: list[float] = []
+
+    def spied(*words: Any, **more: Any) -> PrivateResult:
+        seen.append(words[5])
+        return train_private(*words, **more)
+
+    monkeypatch.setattr("client.doctor.dry_run.train_private", spied)
+    dp = PrivacySettings(mode="dp", unit="example", steps_per_round=50)
+    run = replace(small_run("ffa"), privacy=dp)
+    dry_run(open_site(tmp_path), run)
+    one = replace(run, privacy=replace(dp, steps_per_round=1))
+    assert seen == [round_sigma(run)] and seen[0] > round_sigma(one)
 
 
 def test_a_site_without_data_is_said(tmp_path: Path) -> None:

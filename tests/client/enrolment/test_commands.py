@@ -152,6 +152,28 @@ def test_endorse_refuses_what_does_not_follow_from_what_the_site_keeps(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(("days", "said"), [(-7.1, "7 days ago"), (7.1, "7 days ahead")])
+def test_endorse_refuses_a_proposal_dated_away_from_today(
+    folder: Path, tmp_path: Path, days: float, said: str
+) -> None:
+    now = int(time.time())
+    first = first_version(INVITATION.consortium, COORDINATOR, 1, now - YEAR)
+    append_version(folder / "roster.jsonl", first)
+    output = tmp_path / "endorsement.json"
+
+    def endorse(days: float) -> Result:
+        entry = firm_of(folder, NAME).entry(now, now + YEAR)
+        version = with_members(first, entry, issued=now + int(days * 86_400))
+        proposal = tmp_path / "proposal.json"
+        proposal.write_text(version.signed_by(COORDINATOR).to_line())
+        words = ("endorse", proposal, "--config", folder / "site.yaml", "--output", output, "--yes")
+        return client(*words)
+
+    refused = endorse(days)
+    assert refused.exit_code == 2 and said in refused.stderr and not output.exists()
+    assert endorse(days * 6.9 / 7.1).exit_code == 0 and output.exists()
+
+
 def test_roster_offline_says_that_there_is_none_yet(folder: Path) -> None:
     refused = client("roster", "--offline", "--config", folder / "site.yaml")
     assert refused.exit_code == 2 and "Fetch it" in refused.stderr

@@ -25,7 +25,14 @@ from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.wire import SECURE, Phase
 from protocol.settings import PrivacySettings, RunSettings
 from tests.secure_conversations import Conversation, refusal, status_of
-from tests.small_runs import RUN_ID, downloaded, small_run, start_state, write_site
+from tests.small_runs import (
+    RUN_ID,
+    downloaded,
+    small_run,
+    start_state,
+    with_training,
+    write_site,
+)
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate")
 
@@ -117,7 +124,7 @@ def test_time_that_is_up_at_once_costs_no_budget(tmp_path: Path, kind: Kind) -> 
 def test_training_stops_between_steps_when_time_is_up_and_what_was_reserved_counts(
     tmp_path: Path, privacy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that goes on a second each time it is looked at: the limit falls after two steps."""
+    """A clock that goes on a second each time it is looked at: the limit falls after one step."""
     seconds = count()
     monkeypatch.setattr(
         "client.trained_update.TimeLimit", lambda limit: TimeLimit(limit, lambda: next(seconds))
@@ -131,6 +138,28 @@ def test_training_stops_between_steps_when_time_is_up_and_what_was_reserved_coun
     assert next(seconds) == 4
     (account,) = site.ledger.account(Budget("example", 9.0, 1e-5))
     assert (account.rounds, account.unconfirmed) == (1, 1)
+
+
+@pytest.mark.parametrize("privacy", ["none", "dp"])
+def test_training_stops_between_the_batches_of_one_step_when_time_is_up(
+    tmp_path: Path, privacy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole round is a single step of three batches; the limit falls before the second."""
+    seconds = count()
+    monkeypatch.setattr(
+        "client.trained_update.TimeLimit", lambda limit: TimeLimit(limit, lambda: next(seconds))
+    )
+    run = with_training(small_run("ffa"), gradient_accumulation=3)
+    if privacy == "dp":
+        run = replace(
+            run,
+            privacy=PrivacySettings(
+                mode="dp", unit="example", steps_per_round=1, sampling_rate=1.0
+            ),
+        )
+    site = site_with(tmp_path, "maximum_wall_seconds: 2.5")
+    assert code_of(answer(site, request(run), "train")) == RefusalReason.TIME_LIMIT
+    assert next(seconds) == 4
 
 
 def test_a_limit_of_zero_never_ends() -> None:

@@ -100,6 +100,18 @@ def test_a_run_without_a_bound_on_its_steps_is_declined_where_one_is_demanded() 
     assert "training.max_steps=0" in declined(policy, request(unbounded))
 
 
+def test_steps_of_many_batches_count_as_those_batches() -> None:
+    def accumulated(batches: int) -> Request:
+        training = replace(PLAIN.training, max_steps=2, gradient_accumulation=batches)
+        return request(replace(PLAIN, training=training))
+
+    policy = PolicySettings(maximum_steps_per_round=20)
+    assert declined(policy, accumulated(10)) == ""
+    text = declined(policy, accumulated(11))
+    assert "maximum_steps_per_round: 20 batches at most" in text
+    assert "training.gradient_accumulation=11" in text
+
+
 def test_a_run_that_names_no_targets_is_declined_where_targets_are_listed() -> None:
     nameless = replace(RUN, adapter=replace(RUN.adapter, targets=()))
     assert "allowed_targets" in declined(

@@ -103,6 +103,16 @@ def test_both_processes_stay_on_loopback_and_a_proxy_is_not_asked_for_it(
     assert supernode.environment["FLWR_TELEMETRY_ENABLED"] == "0"
 
 
+def test_no_run_makes_a_site_fetch_a_model_unless_its_operator_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    config, site = site_with(tmp_path)
+    assert Launch(config, site, ADDRESS).runner().environment["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert Launch(config, site, ADDRESS).runner().environment["HF_HUB_OFFLINE"] == "0"
+
+
 def test_a_port_that_was_taken_meanwhile_is_given_up_unless_the_site_names_it(
     tmp_path: Path,
 ) -> None:

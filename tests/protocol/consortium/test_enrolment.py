@@ -90,7 +90,7 @@ def test_another_spelling_of_the_supernodes_key_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["", " Anne", "a\nb", "\u202eesrever", "x" * 101])
 def test_names_that_could_mislead_are_refused(name: str) -> None:
-    with pytest.raises(FoedusError, match="name: expected 1 to 100 printable"):
+    with pytest.raises(FoedusError, match="name: expected 1 to 100 characters"):
         replace(unsigned(ANNE), name=name).proven(ANNE.identity, ANNE.supernode)
 
 

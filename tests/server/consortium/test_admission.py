@@ -132,6 +132,15 @@ def test_one_firm_asks_once() -> None:
         admit([FIRST], [request_of(ANNE, KEY), request_of(BELL, KEY, name=ANNE.name)], 100, NOW)
 
 
+@pytest.mark.parametrize("name", ["anne & co", "Anne Co.", "ANNE & CO"])
+def test_a_name_that_looks_like_a_members_is_refused(name: str) -> None:
+    with pytest.raises(FoedusError, match="looks like that of the member 'Anne & Co'"):
+        admit([FIRST, SECOND], [request_of(COLE, KEY, name=name)], 100, LATER)
+    two = [request_of(COLE, KEY), request_of(firm("Dune"), KEY, name="COLE")]
+    with pytest.raises(FoedusError, match="two of one"):
+        admit([FIRST, SECOND], two, 100, LATER)
+
+
 def test_expelling_takes_out_one_member_and_knows_who_is_none() -> None:
     assert names(expel(SECOND, BELL.name, LATER)) == [ANNE.name]
     with pytest.raises(FoedusError, match=r"got 'Nobody'. Members are: 'Anne & Co', 'Bell LLP'"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,24 @@ def test_a_renewal_keeps_authority_and_names_and_takes_a_new_key(tmp_path: Path)
     renewed.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
     with pytest.raises(FoedusError, match="passphrase"):
         renew_server_certificate(folder, (), None, later)
+
+
+def test_an_authoritys_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    before = folder.server_certificate.read_bytes()
+    folder.ca_key.chmod(0o644)
+    with pytest.raises(FoedusError, match=r"ca\.key .*chmod 600"):
+        renew_server_certificate(folder, (), None, MOMENT)
+    assert folder.server_certificate.read_bytes() == before
+
+
+def test_a_coordinator_does_not_start_with_a_tls_key_that_others_can_read(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    folder.server_key.chmod(0o644)
+    command = [sys.executable, "-m", "server.gateway", "--consortium", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "server.key" in done.stderr and "chmod 600" in done.stderr
 
 
 def test_a_new_address_comes_into_certificate_and_invitation(tmp_path: Path) -> None:

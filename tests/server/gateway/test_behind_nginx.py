@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.x509 import load_pem_x509_certificate
 
+from server.consortium.founding import renew_server_certificate, server_certificate
 from server.gateway.allowed_paths import FLEET_REQUESTS
 from tests.server.gateway.little_coordinator import (
     OUTSIDE,
@@ -152,3 +156,23 @@ def test_a_signature_is_still_good_for_one_use(coordinator: Coordinator) -> None
             answer = client.post("/v1/fleet/send-node-heartbeat", headers=once, content=b"")
             assert answer.status_code == status
     node.leave()
+
+
+def served_serial(coordinator: Coordinator) -> int:
+    host, _, port = coordinator.state.public_address.rpartition(":")
+    pem = ssl.get_server_certificate((host, int(port)))
+    return load_pem_x509_certificate(pem.encode()).serial_number
+
+
+def test_a_renewed_certificate_is_served_once_nginx_reloads(coordinator: Coordinator) -> None:
+    folder = coordinator.folder
+    before = server_certificate(folder).serial_number
+    now = datetime.datetime.now(datetime.UTC)
+    renewed = renew_server_certificate(folder, (), None, now).serial_number
+    assert served_serial(coordinator) == before != renewed
+    place = folder.path.parent
+    reload = [str(NGINX), "-c", str(place / "nginx.conf"), "-p", str(place), "-s", "reload"]
+    subprocess.run(reload, check=True)
+    wait_for(lambda: served_serial(coordinator) == renewed)
+    for page in (CONFIGURATION, CONFIGURATION.parents[2] / "docs" / "coordinator.md"):
+        assert "`nginx -s reload`" in page.read_text(encoding="utf-8")

@@ -16,8 +16,11 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree
 
+from protocol.consortium.signed_request import sign_request
+from server.gateway.limits import Limits
 from tests.server.gateway.little_coordinator import Coordinator, Firm, FirmNode, PlayedRun, wait_for
 from tests.server.gateway.raw_requests import exchange, read_until_closed, statuses, tcp, tls
 from tests.server.gateway.signed_headers import headers
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 PUSH = "/v1/fleet/push-object"
+ROSTER = "/v1/foedus/roster"
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +65,38 @@ def test_a_body_that_grows_too_large_is_cut_off(coordinator: Coordinator, ash: F
     assert wait_for(lambda: coordinator.metric('foedus_refused_total{reason="body_too_large"}'))
 
 
+def test_a_body_with_two_lengths_is_refused(coordinator: Coordinator, ash: Firm) -> None:
+    both = "content-length: 1\r\ntransfer-encoding: chunked"
+    answer = exchange(coordinator, head(ash, both) + b"5\r\nhello\r\n0\r\n\r\n")
+    assert statuses(answer) == [400]
+    assert b"connection: close" in answer.lower()
+    assert answer.endswith(b'{"refused": "malformed"}')
+
+
+@pytest.mark.parametrize(
+    ("path", "least", "most"),
+    [("pull-messages", 1 << 10, 64 << 10), ("push-messages", 8192 * 72, MIB)],
+)
+def test_a_request_without_an_object_has_a_smaller_bound(
+    coordinator: Coordinator, ash: Firm, path: str, least: int, most: int
+) -> None:
+    """least: what an honest one may need; it is read, and refused as no message."""
+    with coordinator.outside() as client:
+        for size, status in ((least, 400), (most + 1, 413)):
+            body = b"\xff" * size
+            answer = client.post(f"/v1/fleet/{path}", headers=headers(ash), content=body)
+            assert answer.status_code == status, size
+
+
+def test_the_largest_announcement_that_is_allowed_fits_its_bound(coordinator: Coordinator) -> None:
+    limits = Limits.of(coordinator.folder.settings())
+    tree = ObjectTree(object_id="0" * 64)
+    for _ in range(limits.max_tree_objects - 1):
+        tree.children.add(object_id="0" * 64)
+    request = PushMessagesRequest(message_object_trees=[tree])
+    assert request.ByteSize() + limits.small_body_bytes <= limits.max_announcement_bytes
+
+
 def test_whoever_is_unknown_is_refused_before_its_body_is_read(coordinator: Coordinator) -> None:
     before = coordinator.metric('foedus_bytes_total{direction="in"}')
     for firm in (None, Firm("Stranger")):
@@ -79,10 +115,12 @@ def test_headers_that_do_not_come_are_not_waited_for(coordinator: Coordinator) -
     assert coordinator.metric('foedus_connections_refused_total{reason="slow_headers"}') >= 2
 
 
-def test_a_second_request_must_come_in_time_too(coordinator: Coordinator) -> None:
+def test_a_second_request_must_come_in_time_too(coordinator: Coordinator, ash: Firm) -> None:
     with tls(coordinator) as connection:
-        connection.sendall(b"GET /v1/foedus/health HTTP/1.1\r\nhost: x\r\n\r\n")
-        connection.sendall(b"GET /v1/foedus/health HT")
+        signed = sign_request(ash.identity, "little", "GET", ROSTER, b"", time.time())
+        lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        connection.sendall(f"GET {ROSTER} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
+        connection.sendall(f"GET {ROSTER} HT".encode())
         trickle(connection, b"T")
         assert statuses(read_until_closed(connection)) == [200]
 
@@ -199,6 +237,27 @@ def test_an_object_of_the_largest_size_flower_makes_passes(
     (heard,) = wait_for(lambda: list(run.grid.pull_messages([sent])))
     assert (heard.content.array_records["a"]["w"].numpy() == values).all()
     node.leave()
+
+
+def test_strangers_neither_keep_connections_nor_fill_the_log(coordinator: Coordinator) -> None:
+    """Health answers, noise in TLS and upgrades, many of them from one address."""
+    log = coordinator.folder.state / "gateway.log"
+    health = b"GET /v1/foedus/health HTTP/1.1\r\nhost: x\r\n"
+    answered = 'foedus_requests_total{path="/v1/foedus/health",status="200"}'
+    noise = 'foedus_connections_refused_total{reason="no_http"}'
+    before = coordinator.metric(answered), coordinator.metric(noise)
+    lines = len(log.read_text().splitlines())
+    for _ in range(20):
+        for request in (health, health + b"connection: upgrade\r\nupgrade: websocket\r\n"):
+            answer = exchange(coordinator, request + b"\r\n")
+            assert statuses(answer) == [200]
+            assert b"connection: close" in answer.lower()
+        assert statuses(exchange(coordinator, b"no HTTP\r\n\r\n")) == [400]
+    wait_for(lambda: coordinator.metric(answered) == before[0] + 40)
+    assert coordinator.metric(noise) == before[1] + 20
+    new = log.read_text().splitlines()[lines:]
+    assert not [line for line in new if "uvicorn" in line or "/v1/foedus/health" in line]
+    assert len([line for line in new if "no_http" in line]) <= 1
 
 
 def test_a_client_that_goes_away_frees_what_it_held(coordinator: Coordinator, ash: Firm) -> None:

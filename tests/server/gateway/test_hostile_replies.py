@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from os import urandom
 
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from numpy import zeros
+from numpy import frombuffer, uint8
 
 from tests.server.gateway.little_coordinator import (
     Coordinator,
@@ -64,8 +65,23 @@ def with_a_child_that_is_not_there(honest: Reply) -> Reply:
     return leaf(honest, content("Message", ["0" * 64], b""))
 
 
-@pytest.mark.parametrize("made", [of_another_kind, garbage, with_a_child_that_is_not_there])
-def test_a_reply_that_cannot_be_built_does_not_reach_the_run(
+def with_an_object_that_it_does_not_name(honest: Reply) -> Reply:
+    extra = leaf(honest, content("ConfigRecord", [], urandom(8)))
+    tree = honest.request.message_object_trees[0]
+    tree.children.append(extra.request.message_object_trees[0])
+    return sent_as(honest, honest.objects | extra.objects, tree)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        of_another_kind,
+        garbage,
+        with_a_child_that_is_not_there,
+        with_an_object_that_it_does_not_name,
+    ],
+)
+def test_a_reply_that_is_not_what_it_was_announced_as_does_not_reach_the_run(
     coordinator: Coordinator, run: PlayedRun, ash: Firm, made: Callable[[Reply], Reply]
 ) -> None:
     node = FirmNode.activate(coordinator, ash)
@@ -93,25 +109,54 @@ def test_a_reply_whose_content_names_another_message_does_not_reach_the_run(
     other.leave()
 
 
+@pytest.mark.parametrize("sends", ["nothing", "what is false", "everything"])
 def test_an_object_announced_falsely_does_not_stop_the_run_from_sending_it(
-    coordinator: Coordinator, run: PlayedRun, ash: Firm, birch: Firm
+    coordinator: Coordinator, run: PlayedRun, ash: Firm, birch: Firm, sends: str
 ) -> None:
-    """Ash knows the model that everybody gets next, and says that it has a child."""
+    """Ash knows the model that everybody gets next, and says that it has a child.
+
+    The run has closed the round: it does not ask for the reply any more.
+    """
     node, other = FirmNode.activate(coordinator, ash), FirmNode.activate(coordinator, birch)
     _, told = asked(run, node)
-    model = RecordDict({"model": ArrayRecord({"w": Array(zeros(1000))})})
-    chunk = next(key for key, part in get_all_nested_objects(model).items() if not part.children)
+    model = RecordDict({"model": ArrayRecord({"w": Array(frombuffer(urandom(4000), uint8))})})
+    parts = get_all_nested_objects(model)
+    chunk = next(key for key, part in parts.items() if not part.children)
+    child = content("ConfigRecord", [], urandom(8))
+    false = {chunk: parts[chunk].deflate(), hashlib.sha256(child).hexdigest(): child}
     reply = node.reply(told, RecordDict({"c": ConfigRecord({"x": 1})}))
     tree = reply.request.message_object_trees[0]
-    tree.children.append(ObjectTree(object_id=chunk, children=[ObjectTree(object_id="ab" * 32)]))
-    assert chunk in node.client.PushMessages(reply.request).objects_to_push
+    below = [ObjectTree(object_id=key) for key in false if key != chunk]
+    tree.children.append(ObjectTree(object_id=chunk, children=below))
+    announced = node.client.PushMessages(reply.request)
+    assert set(false) <= set(announced.objects_to_push)
+    sent = {"nothing": {}, "what is false": false, "everything": reply.objects | false}[sends]
+    for key, made in sent.items():
+        assert node.push_object(told, announced.session_id, key, made)
     message = Message(model, other.node_id, "train")
     message.metadata.__dict__.update(_run_id=run.run_id, _src_node_id=1)
-    (sent,) = run.grid.push_messages([message])
+    (message_id,) = run.grid.push_messages([message])
     got = other.pull()
-    assert got is not None and got.message_id == sent
+    assert got is not None and got.message_id == message_id
     assert all(other.read(got, part).object_available for part in got.object_ids)
     other.confirm(got)
+    node.leave()
+    other.leave()
+
+
+def test_a_reply_that_another_node_announces_as_its_own_part_is_thrown_away_too(
+    coordinator: Coordinator, run: PlayedRun, ash: Firm, birch: Firm
+) -> None:
+    """Flower would not delete what something else that was announced still names."""
+    node, other = FirmNode.activate(coordinator, ash), FirmNode.activate(coordinator, birch)
+    sent, told = asked(run, node)
+    _, told_other = asked(run, other)
+    hostile = garbage(node.reply(told))
+    held = other.reply(told_other)
+    held.request.message_object_trees[0].children.append(hostile.request.message_object_trees[0])
+    assert set(hostile.objects) <= set(other.client.PushMessages(held.request).objects_to_push)
+    node.push(told, hostile)
+    assert_given_up(run, sent)
     node.leave()
     other.leave()
 

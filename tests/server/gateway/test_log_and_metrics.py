@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -53,6 +54,15 @@ def test_every_request_is_a_line_of_json_with_the_same_keys(logged: tuple[Path, 
     assert [set(line) for line in lines] == [REQUEST_KEYS, REQUEST_KEYS]
     assert [line["reason"] for line in lines] == ["", "not_yours"]
     assert [line["level"] for line in lines] == ["INFO", "WARNING"]
+
+
+def test_what_nobody_signed_is_counted_and_not_written(logged: tuple[Path, Path]) -> None:
+    metrics = Metrics()
+    for reason in ("", CLIENT_GONE):
+        metrics.served(replace(served(reason), path="/v1/foedus/health", who=""))
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    assert logged[0].read_text() == ""
+    assert 'path="/v1/foedus/health",status="200"} 2.0' in metrics.text().decode()
 
 
 def test_words_are_shown_of_refusals_only(logged: tuple[Path, Path]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from protocol.consortium.chain import verify_chain
 from protocol.consortium.signed_request import sign_request
-from tests.server.gateway.little_coordinator import Coordinator, Firm
+from tests.server.gateway.little_coordinator import Coordinator, Firm, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +96,30 @@ def test_a_members_body_over_a_mebibyte_is_refused(coordinator: Coordinator, ced
     body = b" " * ((1 << 20) + 1)
     answer = ask(coordinator, cedar, "/v1/foedus/receipts", method="POST", body=body)
     assert answer.status_code == 413
+
+
+def test_a_damaged_file_of_ours_is_no_fault_of_the_member(coordinator: Coordinator) -> None:
+    """The log names the file once, however often the member asks; the member may ask again."""
+    log, nodes = coordinator.folder.state / "gateway.log", coordinator.folder.nodes
+    elm = Firm("Elm")
+    before = coordinator.folder.chain()[-1].members
+    coordinator.set_members([*before, elm.entry()])
+    wait_for(lambda: ask(coordinator, elm).status_code == 200)
+    damaged = coordinator.folder.receipts / f"{elm.entry().member_id}.jsonl"
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_text("no receipt\n")
+    for _ in range(3):
+        answer = ask(coordinator, elm, "/v1/foedus/receipts?after=0")
+        assert (answer.status_code, answer.json()) == (503, {"refused": "unavailable"})
+    assert log.read_text().count(f"{damaged.name}, line 1 is no receipt") == 1
+    assert ask(coordinator, elm, "/v1/foedus/receipts?after=x").status_code == 400
+    damaged.unlink()
+    assert ask(coordinator, elm, "/v1/foedus/receipts?after=0").status_code == 200
+    sound = nodes.read_bytes()
+    nodes.write_text("{")
+    push = {"method": "POST", "body": b'{"receipts": []}'}
+    assert ask(coordinator, elm, "/v1/foedus/receipts", **push).status_code == 503  # type: ignore[arg-type]
+    assert "nodes.json, got a damaged file" in log.read_text()
+    nodes.write_bytes(sound)
+    assert ask(coordinator, elm, "/v1/foedus/receipts", **push).status_code == 200  # type: ignore[arg-type]
+    coordinator.set_members(before)

@@ -70,11 +70,28 @@ def test_a_length_that_is_no_number_is_refused(length: str) -> None:
     assert reason(Sender([b"0"]), length) is Reason.MALFORMED
 
 
+def test_a_length_beside_a_transfer_encoding_is_refused_before_reading() -> None:
+    """Else the small length counts for what may be in memory, and the other one comes."""
+    sender = Sender([b"0"])
+    headers = {b"content-length": b"1", b"transfer-encoding": b"chunked"}
+    with pytest.raises(Refused) as refused:
+        asyncio.run(
+            read_body(sender.receive, headers, max_bytes=10, idle_seconds=0.05, total_seconds=1.0)
+        )
+    assert refused.value.reason is Reason.MALFORMED
+    assert sender.asked == 0
+
+
 def test_a_pause_and_a_body_without_end_are_refused() -> None:
     assert reason(Sender([b"0", None])) is Reason.BODY_TOO_SLOW
     endless = Sender([b""] * 100_000, pause_seconds=0.01)
     assert reason(endless, total=0.1) is Reason.BODY_TOO_SLOW
     assert endless.asked < 100
+
+
+def test_the_time_for_a_body_ends_although_a_part_comes_at_that_very_moment() -> None:
+    for _ in range(20):
+        assert reason(Sender([b""] * 20_000), total=0.01) is Reason.BODY_TOO_SLOW
 
 
 def test_a_client_that_leaves_is_not_answered() -> None:

@@ -21,8 +21,11 @@ class KeptRegistry:
     def __init__(self) -> None:
         self.nodes: dict[bytes, int] = {}
         self.down = False
+        self.stuck: set[int] = set()
+        self.asked = 0
 
     def registered(self) -> Mapping[bytes, int]:
+        self.asked += 1
         if self.down:
             raise FoedusError("down")
         return self.nodes
@@ -32,6 +35,8 @@ class KeptRegistry:
         return self.nodes[public_key]
 
     def unregister(self, node_id: int) -> None:
+        if node_id in self.stuck:
+            raise FoedusError("stuck")
         self.nodes = {key: node for key, node in self.nodes.items() if node != node_id}
 
 
@@ -126,3 +131,63 @@ def test_a_coordinator_without_a_sound_roster_does_not_start(folder: ConsortiumF
     folder.roster.write_text("")
     with pytest.raises(FoedusError, match="roster"):
         RosterWatch(folder, KeptRegistry)
+
+
+def test_a_roster_that_could_not_be_read_once_is_read_at_the_next_look(
+    folder: ConsortiumFolder,
+) -> None:
+    """The file itself has not changed in between."""
+    registry = KeptRegistry()
+    write_roster(folder, [ASH.entry(), BIRCH.entry()])
+    watch = RosterWatch(folder, lambda: registry)
+    watch.look(1000.0)
+    write_roster(folder, [BIRCH.entry()])
+    needed = folder.invitation.read_bytes()
+    folder.invitation.unlink()
+    watch.look(1001.0)
+    folder.invitation.write_bytes(needed)
+    watch.look(1002.0)
+    assert set(registry.nodes) == {BIRCH.public_key}
+    assert watch.chain[-1].version == 4
+
+
+def test_an_expulsion_that_superlink_did_not_take_is_repeated_at_the_next_look(
+    folder: ConsortiumFolder,
+) -> None:
+    registry = KeptRegistry()
+    watch = RosterWatch(folder, lambda: registry)
+    watch.look(1000.0)
+    write_roster(folder, [BIRCH.entry()])
+    registry.down = True
+    watch.look(1001.0)
+    registry.down = False
+    registry.stuck = {1}
+    watch.look(1002.0)
+    assert set(registry.nodes) == {ASH.public_key, BIRCH.public_key}
+    registry.stuck = set()
+    watch.look(1004.0)
+    assert set(registry.nodes) == {BIRCH.public_key}
+
+
+def test_problems_that_last_are_told_once_and_tried_ever_less_often(
+    folder: ConsortiumFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = KeptRegistry()
+    watch = RosterWatch(folder, lambda: registry)
+    watch.look(1000.0)
+    write_roster(folder, [BIRCH.entry()])
+    registry.stuck = {1}
+    sound = folder.roster.read_text()
+    for second in range(1, 121):
+        if second == 61:
+            folder.roster.write_text("{}")
+        watch.look(1000.0 + second)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len([line for line in told if "could not be unregistered" in line]) == 1
+    assert len([line for line in told if "kept as it was" in line]) == 1
+    assert len(told) == 2
+    assert registry.asked < 12
+    folder.roster.write_text(sound)
+    registry.stuck = set()
+    watch.look(1121.0 + RESYNC_SECONDS)
+    assert set(registry.nodes) == {BIRCH.public_key}

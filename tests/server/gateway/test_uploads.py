@@ -9,6 +9,7 @@ import pytest
 from flwr.app import MetricRecord, RecordDict
 
 from server.gateway.uploads import Uploads
+from server.gateway.whole_replies import WholeReplies
 from tests.server.gateway.little_coordinator import (
     Coordinator,
     Firm,
@@ -86,7 +87,7 @@ def test_an_upload_goes_on_where_it_was_after_the_coordinator_restarts(tmp_path:
 
 
 def test_a_reply_announced_twice_is_whole_when_the_later_upload_is() -> None:
-    uploads = Uploads()
+    uploads = Uploads(WholeReplies())
     uploads.begun("first", "question", ["a", "b"])
     uploads.begun("second", "question", ["b"])
     assert not uploads.object_stored("first", "b")
@@ -98,7 +99,7 @@ def test_a_reply_announced_twice_is_whole_when_the_later_upload_is() -> None:
 
 
 def test_an_announcement_that_asks_for_nothing_does_not_complete_one_under_way() -> None:
-    uploads = Uploads()
+    uploads = Uploads(WholeReplies())
     uploads.begun("first", "question", ["a"])
     uploads.begun("second", "question", [])
     assert uploads.unfinished(["question"]) == {"question"}
