@@ -8,6 +8,8 @@ whole_replies.py). Before it pushes, what contradicts it is given up (see false_
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -39,6 +41,7 @@ _CONFIRM = "/v1/runtime/confirm-message-received"
 _WATCHED = {_PUSH_OBJECT, _CONFIRM}
 # How long a run's question is held at most; its round's deadline may pass by so much.
 HOLD_SECONDS = 1.0
+GATHER_SECONDS = 0.2
 
 
 class RunWatch:
@@ -53,6 +56,7 @@ class RunWatch:
         whole: WholeReplies,
         announcements: FalseAnnouncements,
         hold_seconds: float = HOLD_SECONDS,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._app = app
         self._announcements = announcements
@@ -61,6 +65,7 @@ class RunWatch:
         self._uploads = uploads
         self._whole = whole
         self._hold_seconds = hold_seconds
+        self._gather_seconds = gather_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and take note of what it did."""
@@ -99,17 +104,26 @@ class RunWatch:
             self._note(scope["path"], bytes(asked), bytes(answered))
 
     async def _pull(self, scope: Scope, body: bytes) -> Reply:
-        """The replies that are there, or the first that comes within the time that it is held."""
+        """The replies that are there, or the first to come within the time that it is held."""
         async with self._uploads.settled:
             reply = await self._pull_once(scope, body)
         fetched = _answered(reply)
         if fetched == [] and await self._whole.wait(self._hold_seconds):
+            await self._gather(PullAppMessagesRequest.FromString(body).message_ids)
             async with self._uploads.settled:
                 reply = await self._pull_once(scope, body)
             fetched = _answered(reply)
         for message_id in fetched or ():
             self._whole.fetched(message_id)
         return reply
+
+    async def _gather(self, message_ids: Iterable[str]) -> None:
+        """Wait a moment for those on their way: each fetching of replies has a cost of its own."""
+        asked, give_up = list(message_ids), time.monotonic() + self._gather_seconds
+        while self._uploads.unfinished(asked):
+            left = give_up - time.monotonic()
+            if left <= 0 or not await self._whole.next(left):
+                return
 
     async def _pull_once(self, scope: Scope, body: bytes) -> Reply:
         try:

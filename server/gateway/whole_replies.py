@@ -31,12 +31,15 @@ class WholeReplies:
         self._came_at.pop(answers, None)
 
     async def wait(self, seconds: float) -> bool:
-        """False at once where one waits to be fetched, as this question was not for it; else True
-        when the next one comes, False when the time is up."""
+        """As `next`, but False at once where one waits to be fetched: it is another question's."""
         oldest = time.monotonic() - FORGOTTEN_SECONDS
         self._came_at = {one: at for one, at in self._came_at.items() if at > oldest}
         if self._came_at:
             return False
+        return await self.next(seconds)
+
+    async def next(self, seconds: float) -> bool:
+        """True when the next one comes, False when the time is up."""
         bell = self._bell
         try:
             await asyncio.wait_for(bell.wait(), seconds)

@@ -25,6 +25,7 @@ import client.trained_update
 from client.app import load_site, make_app
 from client.training.loop import train
 from models.adapted import adapted_model
+from protocol.errors import FoedusError
 from protocol.settings import AdapterSettings, ModelSettings, RunSettings, TaskSettings
 from server.app import CoordinatorSettings, Plan, run_plan
 from server.coordinator import RunResult
@@ -216,9 +217,11 @@ def test_an_error_before_any_reply_lets_nothing_out_either(
     path.write_text(f"name: [{SECRET}\n", encoding="utf-8")
     grid = RecordingGrid(make_app(lambda _: load_site(path)), 1)
     plan = Plan(small_run(rounds=1), CoordinatorSettings(str(tmp_path / "output")), LogObserver())
-    result = run_plan(grid, plan)
+    with pytest.raises(FoedusError, match="none of 1 rounds"):
+        run_plan(grid, plan)
+    history = json.loads((tmp_path / "output" / "history.json").read_text(encoding="utf-8"))
     # An answer without a request's run id is of no run.
-    assert [entry["reason"] for entry in result.records[0].rejected] == ["wrong_run"]
+    assert [entry["reason"] for entry in history["rounds"][0]["rejected"]] == ["wrong_run"]
     sent = {name: data for name, data in grid.wire.items() if name.startswith("up")}
     assert len(sent) == 2 and hits(small_run(), sent) == []
     assert all(str(tmp_path).encode() not in data for data in sent.values())

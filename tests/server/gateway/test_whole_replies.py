@@ -45,7 +45,9 @@ class Superlink:
 
 
 class Scene:
-    def __init__(self, hold_seconds: float = LONG_SECONDS) -> None:
+    def __init__(
+        self, hold_seconds: float = LONG_SECONDS, gather_seconds: float = LONG_SECONDS
+    ) -> None:
         self.superlink, self.whole = Superlink(), WholeReplies()
         self.uploads = Uploads(self.whole)
         self.watch = RunWatch(
@@ -57,6 +59,7 @@ class Scene:
             # Only a push asks it.
             cast(FalseAnnouncements, None),
             hold_seconds,
+            gather_seconds,
         )
 
     async def pull(self, *message_ids: str) -> list[str]:
@@ -95,10 +98,40 @@ def test_a_question_is_held_until_a_reply_has_come() -> None:
         asking = asyncio.create_task(scene.pull("a", "b"))
         while scene.superlink.asked == 0:
             await asyncio.sleep(0)
-        scene.uploads.begun("announced", "a", ["object"])
         for _ in range(20):
             await asyncio.sleep(0)
         assert not asking.done() and scene.superlink.asked == 1
+        scene.upload("b")
+        assert await asking == ["b"]
+
+    within_patience(work())
+
+
+def test_replies_that_arrive_together_are_fetched_together() -> None:
+    async def work() -> None:
+        scene = Scene()
+        asking = asyncio.create_task(scene.pull("a", "b"))
+        while scene.superlink.asked == 0:
+            await asyncio.sleep(0)
+        scene.uploads.begun("announced", "a", ["object"])
+        scene.upload("b")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not asking.done()
+        scene.superlink.replies.append("a")
+        scene.uploads.over("announced")
+        assert sorted(await asking) == ["a", "b"]
+
+    within_patience(work())
+
+
+def test_a_reply_does_not_wait_long_for_another_that_is_on_its_way() -> None:
+    async def work() -> None:
+        scene = Scene(gather_seconds=0.01)
+        asking = asyncio.create_task(scene.pull("a", "b"))
+        while scene.superlink.asked == 0:
+            await asyncio.sleep(0)
+        scene.uploads.begun("announced", "a", ["object"])
         scene.upload("b")
         assert await asking == ["b"]
 
