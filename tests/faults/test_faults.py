@@ -11,7 +11,7 @@ from tests.faults.checks import expect_survived
 from tests.faults.deployment import Deployment
 from tests.faults.page import keep
 from tests.faults.scene import Scenario, Scene
-from tests.faults.table import EVERY_TIME, SCENARIOS
+from tests.faults.table import SCENARIOS, THOROUGH
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -26,7 +26,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def _in_its_place(scenario: Scenario) -> ParameterSet:
-    marks = () if scenario.name in EVERY_TIME else (pytest.mark.thorough,)
+    marks = (pytest.mark.thorough,) if scenario.name in THOROUGH else ()
     return pytest.param(scenario, id=scenario.name, marks=marks)
 
 
