@@ -1,9 +1,9 @@
 """What firms and consortia may be called, so that no two names of a roster look the same.
 
 People compare names by eye: when they admit, endorse or expel. A name is therefore written in one
-way only, has nothing in it that cannot be seen, and mixes no scripts. Within those rules two names
-that differ only in case, spaces, punctuation or letters of different scripts with one shape
-(`name_key`) cannot stand in one roster.
+way only, has nothing in it that cannot be seen, and mixes no scripts that look alike. Within those
+rules two names that differ only in case, spaces, punctuation or letters of different scripts with
+one shape (`name_key`) cannot stand in one roster.
 
 What it leaves open: shapes that are near and not the same (l and I, rn and m). Which firm it is,
 the fingerprint that was read out on the telephone decides, never the name.
@@ -16,8 +16,8 @@ import unicodedata
 MAX_NAME_CHARACTERS = 100
 NAME_RULE = (
     f"1 to {MAX_NAME_CHARACTERS} characters: letters of one script (Chinese, Japanese and Korean "
-    "count as one), digits 0-9, punctuation, and single spaces between words, in Unicode's form "
-    "NFKC"
+    "count as one, and may have Latin ones beside them), digits 0-9, punctuation, and single "
+    "spaces between words, in Unicode's form NFKC"
 )
 
 # Letters by the first word of their name in Unicode.
@@ -41,7 +41,7 @@ def is_name(name: str) -> bool:
         and name == " ".join(name.split())
         and bool(name_key(name))
         and all(_is_plain(c) or _script(c) for c in name)
-        and len({_script(c) for c in name if not _is_plain(c)}) <= 1
+        and _go_together({_script(c) for c in name if not _is_plain(c)})
     )
 
 
@@ -49,6 +49,11 @@ def name_key(name: str) -> str:
     """The same for names that are easily taken for one another; empty where nothing is left."""
     bare = "".join(c for c in name.casefold() if unicodedata.category(c)[0] in "LMN")
     return bare.translate(_SAME_SHAPE)
+
+
+def _go_together(scripts: set[str]) -> bool:
+    """True for one script, and for firms in East Asia that write part of their name in Latin."""
+    return len(scripts) <= 1 or scripts == {"LATIN", "CJK"}
 
 
 def _is_plain(character: str) -> bool:

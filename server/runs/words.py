@@ -25,7 +25,7 @@ OVERRIDES_KEY = "overrides"
 def run_words(config: Mapping[str, object], environment: Mapping[str, str]) -> list[str]:
     """The overrides of the run with this Flower configuration.
 
-    Errors: SettingsError; FoedusError where it names a run that is not there.
+    Errors: SettingsError; FoedusError where it names a run that is not there, or is not to begin.
     """
     name = str(config.get(RUN_KEY, ""))
     if not name:
@@ -41,7 +41,14 @@ def run_words(config: Mapping[str, object], environment: Mapping[str, str]) -> l
         )
     consortium = ConsortiumFolder(Path(environment[CONSORTIUM_VARIABLE]))
     run = run_folder(consortium.runs, name)
-    return consortium_words(consortium, run, run.read().overrides, bool(config.get(RESUME_KEY)))
+    record = run.read()
+    if not record.status.is_open:
+        # Such as one that Flower took and whose number never arrived: it counts as not started.
+        raise FoedusError(
+            f"Run {name} is {record.status}, so nothing begins. `foedus server resume {name}` goes "
+            "on with it."
+        )
+    return consortium_words(consortium, run, record.overrides, bool(config.get(RESUME_KEY)))
 
 
 def consortium_words(

@@ -16,6 +16,7 @@ GOOD = (
     "Ash", "Vane & Alder", "O\u2019Neil, M\u00fcller + Partners (2024)", "3M", "x" * 100,
     "\u0410\u0434\u0432\u043e\u043a\u0430\u0442", "\u0394\u03af\u03ba\u03b7",
     "\u5f01\u8b77\u58eb\u30ab\u30a8\u30c7\u3068\u685c\u30fc", "\ubc95\ubb34",
+    "ABC\u6cd5\u5f8b\u4e8b\u52d9\u6240",
     "\u0935\u0915\u0940\u0932", "\u05e2\u05d5\u05e8\u05da", "\u0645\u062d\u0627\u0645",
 )  # fmt: skip
 BAD = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import FoedusError, SettingsError
 from server.consortium.folder import ConsortiumFolder
-from server.runs.folder import RunRecord, run_folder
+from server.runs.folder import RunRecord, RunStatus, run_folder
 from server.runs.lifecycle import check_overrides
 from server.runs.words import CONSORTIUM_VARIABLE, run_words
 
@@ -47,6 +47,16 @@ def test_a_run_that_cannot_be_found_is_said_to_be_missing(tmp_path: Path) -> Non
         run_words({"run": "run-1"}, {})
     with pytest.raises(FoedusError, match="run-1"):
         run_words({"run": "run-1"}, {CONSORTIUM_VARIABLE: str(tmp_path)})
+
+
+@pytest.mark.parametrize("status", [RunStatus.FAILED, RunStatus.STOPPED, RunStatus.FINISHED])
+def test_a_run_that_counts_as_over_does_not_begin_after_all(
+    tmp_path: Path, status: RunStatus
+) -> None:
+    consortium = ConsortiumFolder(tmp_path)
+    run_folder(consortium.runs, "late").create(RunRecord("late", (), 0.0, status=status))
+    with pytest.raises(FoedusError, match=f"is {status}, so nothing begins"):
+        run_words({"run": "late"}, {CONSORTIUM_VARIABLE: str(tmp_path)})
 
 
 def test_what_the_consortium_gives_is_not_taken_from_the_overrides() -> None:
