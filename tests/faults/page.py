@@ -28,6 +28,11 @@ def keep(outcome: Outcome) -> None:
     write_atomically(OUTCOMES / f"{outcome.name}.json", text.encode())
 
 
+def forget(scenario: Scenario) -> None:
+    """Before it runs again: an old outcome must not stand for one that fails now."""
+    (OUTCOMES / f"{scenario.name}.json").unlink(missing_ok=True)
+
+
 def kept(scenario: Scenario) -> Outcome | None:
     """The outcome of the last run of a scenario; None where it did not pass."""
     path = OUTCOMES / f"{scenario.name}.json"

@@ -9,7 +9,7 @@ from _pytest.mark import ParameterSet
 
 from tests.faults.checks import expect_survived
 from tests.faults.deployment import Deployment
-from tests.faults.page import keep
+from tests.faults.page import forget, keep
 from tests.faults.scene import Scenario, Scene
 from tests.faults.table import SCENARIOS, THOROUGH
 
@@ -34,6 +34,7 @@ def _in_its_place(scenario: Scenario) -> ParameterSet:
 def test_a_run_survives(deployment: Deployment, scenario: Scenario) -> None:
     if reason := scenario.needs(deployment):
         pytest.skip(reason)
+    forget(scenario)
     deployment.make_whole()
     try:
         scene = Scene(deployment, scenario)
