@@ -20,26 +20,28 @@ from protocol.reasons import RejectionReason
 from protocol.records import arrays_of
 from protocol.secure_aggregation.keys import Advertisement
 from protocol.secure_aggregation.shares import BOX_BYTES, SHARE_BYTES
-from protocol.secure_aggregation.wire import (
+from protocol.secure_aggregation.tables import (
     ID_BYTES,
+    MAX_SITES,
+    demand,
+    expect_ascending,
+    pack_ids,
+    read_table,
+    rows_of,
+    table,
+    unpack_ids,
+)
+from protocol.secure_aggregation.wire import (
     KEY_BYTES,
     MASKED,
-    MAX_SITES,
     SIGNATURE_BYTES,
     Phase,
     SessionId,
     Terms,
-    demand,
-    expect_ascending,
-    pack_ids,
     read_reply,
-    read_table,
     read_values,
     reply_content,
     request_content,
-    rows_of,
-    table,
-    unpack_ids,
 )
 
 _STYPE = "foedus.packed_ring"

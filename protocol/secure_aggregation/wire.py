@@ -1,4 +1,4 @@
-"""The form that all messages of secure aggregation share: header, typed values, tables, signature.
+"""The form that all messages of secure aggregation share: header, typed values, signature.
 
 All of a message lies in one ConfigRecord of numbers, hex digests and byte strings of exact length;
 the masked input alone has an array of bytes beside it, and its request the TrainRequest. Member ids
@@ -9,7 +9,6 @@ refused. There is no field in which a piece of a document could travel.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from protocol.reasons import RefusalReason, RejectionReason
 from protocol.records import arrays_of, config_of
 from protocol.secure_aggregation.encoding import encode_fields
 from protocol.secure_aggregation.ring import RingParameters
+from protocol.secure_aggregation.tables import demand, pack_ids, unpack_ids
 from protocol.secure_aggregation.transcript import SessionContext
 
 SECURE_VERSION = 1
 SECURE, MASKED = "secure", "masked"
 
-ID_BYTES, KEY_BYTES, SIGNATURE_BYTES = 16, 32, 64
-MAX_SITES = 4096
+KEY_BYTES, SIGNATURE_BYTES = 32, 64
 MAX_ROUND = 2**31 - 1
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -268,47 +267,3 @@ def _expect_session(
     for got, wanted, code in checks:
         if got != wanted:
             raise WireError(code, f"Expected {wanted}, got {got}.")
-
-
-def table(ids_name: str, rows_name: str, rows: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Two byte strings: the keys in ascending order, and their rows, all of one length."""
-    members = sorted(rows)
-    return {ids_name: pack_ids(members), rows_name: b"".join(rows[m] for m in members)}
-
-
-def read_table(
-    values: Mapping[str, Any], ids_name: str, rows_name: str, width: int
-) -> dict[str, bytes]:
-    """The rows by member. Errors: WireError."""
-    members = unpack_ids(values[ids_name])
-    return dict(zip(members, rows_of(values[rows_name], len(members), width), strict=True))
-
-
-def pack_ids(members: Sequence[str]) -> bytes:
-    """16 bytes for each member id."""
-    return b"".join(bytes.fromhex(member) for member in members)
-
-
-def unpack_ids(data: bytes) -> tuple[str, ...]:
-    """Inverse of `pack_ids`. Errors: WireError where ids are not distinct and ascending."""
-    members = tuple(row.hex() for row in rows_of(data, len(data) // ID_BYTES, ID_BYTES))
-    expect_ascending(members)
-    return members
-
-
-def rows_of(data: bytes, count: int, width: int) -> list[bytes]:
-    """A byte string cut into rows. Errors: WireError where it is longer or shorter."""
-    demand(len(data) == count * width and count <= MAX_SITES, f"{count} rows of {width} bytes")
-    return [data[start : start + width] for start in range(0, len(data), width)]
-
-
-def expect_ascending(members: Sequence[str]) -> None:
-    """Errors: WireError where members are not distinct and in ascending order."""
-    ascending = all(a < b for a, b in itertools.pairwise(members))
-    demand(ascending, "distinct members in ascending order")
-
-
-def demand(holds: bool, what: str) -> None:
-    """Errors: WireError(MALFORMED) unless it holds."""
-    if not holds:
-        raise WireError(RejectionReason.MALFORMED, f"Expected {what}.")
