@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ _ROOT = Path(__file__).parents[1]
 _MARK = "FOEDUS_BENCHMARK_MARK"
 _GRACE_SECONDS = 20.0
 _PAUSE_SECONDS = 0.5
+_KILL_PAUSE_SECONDS = 0.05
 _LOG_TAIL_CHARACTERS = 1500
 
 
@@ -72,8 +74,13 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in marked_processes(self.mark):
-            os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + _GRACE_SECONDS
+        # A killed process is there for a moment more, and another may have started it anew.
+        while (left := marked_processes(self.mark)) and time.monotonic() < give_up:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_KILL_PAUSE_SECONDS)
 
     def start(self, name: str, *words: str) -> int:
         """Start a program of this environment in the background; returns its process id."""
