@@ -114,11 +114,13 @@ def test_a_runner_killed_at_work_costs_its_reply_and_nothing_more(
     output = put_to_endless_work(site, federation, "killed-at-work")
     sent = site.log().count("Sending: train message")
     wait_for_another(site, "runner", site.kill("runner"))
-    # The SuperNode gives up on a silent runner after a minute and says so to the coordinator.
+    # The next runner says that no reply will come, and answers what comes next.
     site.wait_for("Sending: train message", sent + 1)
-    # The run goes on without this reply, and the new runner answers what comes next.
-    finished(federation, output)
+    wait_until((output / "history.json").exists, "the run's end", federation.logs)
     assert replies(site)[len(before) :] == [("evaluate", "ok")]
+    assert "its runner ended over it" in site.log()
+    # Nothing was learnt in the only round.
+    assert not (output / "adapter").exists()
 
 
 def test_stopped_at_work_it_tells_the_coordinator_and_leaves_nothing_running(
