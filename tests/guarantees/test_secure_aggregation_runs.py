@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from client.app import load_site, make_app
 from protocol.adapter import AdapterState
 from protocol.consortium.identity import Identity, save_identity
 from protocol.consortium.roster import Member, Roster
+from protocol.errors import FoedusError
 from protocol.messages import METRICS
 from protocol.secure_aggregation.task import ring_of
 from protocol.secure_aggregation.wire import SECURE, Phase
@@ -20,6 +22,7 @@ from protocol.settings import RunSettings
 from server.app import CoordinatorSettings, Plan, run_plan
 from server.coordinator import RunResult
 from server.observer import LogObserver
+from server.records import RoundRecord
 from simulations.engines.in_process import InProcessGrid
 from tests.little_secure_sites import SecureGrid
 from tests.small_runs import clause_records, small_run, with_federation, write_site
@@ -52,6 +55,11 @@ def firms(folder: Path) -> tuple[list[Path], Path]:
 
 
 def federate(folder: Path, run: RunSettings) -> tuple[RunResult, InProcessGrid]:
+    grid, plan = federation(folder, run)
+    return run_plan(grid, plan), grid
+
+
+def federation(folder: Path, run: RunSettings) -> tuple[InProcessGrid, Plan]:
     paths, roster = firms(folder / "firms")
     if not run.secure_aggregation.enabled:
         for path in paths:
@@ -66,8 +74,7 @@ def federate(folder: Path, run: RunSettings) -> tuple[RunResult, InProcessGrid]:
             self._twice, self._phase_of, self._lost = (), {}, set()
             self.requests, self.replies = [], []
 
-    grid = Recording()
-    return run_plan(grid, Plan(run, settings, LogObserver())), grid
+    return Recording(), Plan(run, settings, LogObserver())
 
 
 def assert_close(got: AdapterState, expected: AdapterState, atol: float) -> None:
@@ -97,8 +104,11 @@ def test_a_masked_round_gives_the_adapter_of_a_plain_one(
 
 def test_fewer_sites_than_a_firm_demands_are_given_nothing(tmp_path: Path) -> None:
     run = with_federation(secure(small_run("ffa", rounds=1)), cohort_fraction=0.6)
-    result, grid = federate(tmp_path, run)
-    (record,) = result.records
+    grid, plan = federation(tmp_path, run)
+    with pytest.raises(FoedusError, match="none of 1 rounds"):
+        run_plan(grid, plan)
+    history = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
+    (record,) = map(RoundRecord.from_json, history["rounds"])
     assert not record.aggregated and len(record.cohort) == 2
     assert {r["detail"] for r in record.rejected} == {"share: cohort_too_small"}
     assert isinstance(grid, SecureGrid)
