@@ -13,6 +13,11 @@ _BACK = ("Connection successful after", "Giving up reconnection after")
 _REFUSED = "Failed to activate SuperNode"
 
 
+# It gives up a message that its executor may have taken already, as where the run was just stopped.
+# From then on it waits for an executor that waits for it, or sends each reply one message too late.
+_LOST_TRACK = ("Failed to receive message", "Ignoring message")
+
+
 class NodeState(StrEnum):
     """connecting: started, and not yet let in. unreachable: it keeps trying. refused: it is about
     to end, as the coordinator knows its key not, or no longer."""
@@ -42,3 +47,12 @@ def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[Node
     if any(words in line for words in _BACK):
         return (NodeState.CONNECTED if node_id else NodeState.CONNECTING), node_id
     return before, node_id
+
+
+def has_lost_track(line: str) -> bool:
+    """True where a line of the SuperNode's says that it has to be started anew to work on.
+
+    >>> has_lost_track("INFO : Run ID 7 is not in `RUNNING` status. Ignoring message 1f.")
+    True
+    """
+    return any(words in line for words in _LOST_TRACK)

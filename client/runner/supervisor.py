@@ -17,7 +17,7 @@ from typing import Any
 
 from client.runner.child import Child, Ended
 from client.runner.launch import Launch
-from client.runner.node_state import NodeState, state_after
+from client.runner.node_state import NodeState, has_lost_track, state_after
 from client.runner.outage import ask_coordinator, explain_end
 from client.runner.service_manager import ServiceManager
 from client.runner.sync import Synchroniser, site_jobs
@@ -67,6 +67,7 @@ class Supervisor:
         self._supernode = Child("supernode", launch.supernode, self._supernode_wrote)
         self._runner = Child("runner", launch.runner, self._runner_wrote)
         self._stop, self._keys_changed = threading.Event(), threading.Event()
+        self._lost_track = threading.Event()
         self._synchroniser = Synchroniser(site_jobs(site, self._keys_changed.set), log.say)
         self._num_done = 0
         self._lock = threading.Lock()
@@ -95,6 +96,10 @@ class Supervisor:
         self._stop.set()
 
     def _look_after_supernode(self) -> None:
+        if self._lost_track.is_set():
+            self._lost_track.clear()
+            self._log.say("The SuperNode gave up a message half way: starting it anew.")
+            self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
         starts = self._supernode.num_starts
         ended = self._tick_supernode()
         if self._supernode.num_starts > starts:
@@ -143,6 +148,8 @@ class Supervisor:
 
     def _supernode_wrote(self, line: str) -> None:
         text = self._log.heard("supernode", line, shown=False)
+        if has_lost_track(text):
+            self._lost_track.set()
         state, node_id = self._node
         after = state_after(text, state, node_id)
         if after != self._node:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.supernode.runtime.run_clientapp import push_message
 
 from client.app import make_app
 from client.runner.launch import LOOPBACK, Launch
@@ -97,8 +96,6 @@ PLAIN_TRICKS: Mapping[str, Trick] = {
     "nonsense": _nonsense,
     "gigabyte": _gigabyte,
 }
-# Its honest reply, and after it another one to the same message.
-TWICE = "twice"
 
 # --- Replies of a session of secure aggregation, by the phase that they alter ---
 
@@ -147,9 +144,6 @@ class HostileSite:
         trick = self._tricks.get(int(task.message.metadata.group_id))
         if trick is None or honest.has_error():
             return honest
-        if trick == TWICE and ARRAYS in honest.content:
-            push_message(task._client, honest, task.context)
-            trick = "huge-norm"
         content = self._altered(trick, task.message.content, honest.content)
         return Message(content, reply_to=task.message)
 

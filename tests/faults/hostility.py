@@ -26,7 +26,7 @@ from protocol.secure_aggregation.wire import Phase
 from server.runs.folder import RunStatus
 from tests.faults.deployment import NUM_SITES, SiteAtWork, environment
 from tests.faults.processes import Started, wait_for
-from tests.faults.scene import Said, Scenario, Scene
+from tests.faults.scene import Scenario, Scene
 
 _ROOT = Path(__file__).parents[2]
 _R = RejectionReason
@@ -42,7 +42,6 @@ _PLAIN: Mapping[int, tuple[str, RejectionReason | None]] = {
     5: ("wrong-round", _R.WRONG_ROUND),
     6: ("garbage", _R.MALFORMED),
     7: ("nonsense", _R.MALFORMED),
-    8: ("twice", None),
 }
 _MASKED: Mapping[int, tuple[str, RejectionReason | None]] = {
     1: ("false-keys", _R.UNKNOWN_MEMBER),
@@ -138,12 +137,11 @@ HOSTILITY = (
         f"a member sends, round after round: {_listed(_PLAIN)}",
         "all rounds but the last; without secure aggregation",
         "each reply is set aside for its reason, and the round goes on with the two others; the "
-        "count of examples gives no more weight than the cap; of two replies the first one counts",
+        "count of examples gives no more weight than the cap",
         _misbehaving(_PLAIN),
-        rounds=9,
+        rounds=8,
         settings=("federation.evaluate_every=0", "federation.weighting=examples"),
-        cohorts={round_: {2} for round_ in _PLAIN if round_ not in (4, 8)},
-        said=(Said("coordinator", "answered a message that was not to it, or is settled"),),
+        cohorts={round_: {2} for round_ in _PLAIN if round_ != 4},
         honest=False,
     ),
     Scenario(
