@@ -9,7 +9,14 @@ from enum import StrEnum
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _SILENT = "Connection attempt failed, retrying"
 # It gives up over an answer that it did not want, and goes on with its next request.
-_BACK = ("Connection successful after", "Giving up reconnection after")
+# Where it goes on without a word about the connection, the next thing it gets or sends tells.
+_BACK = (
+    "Connection successful after",
+    "Giving up reconnection after",
+    "is not in `RUNNING` status",
+    "Received successfully",
+    "Sent successfully",
+)
 _REFUSED = "Failed to activate SuperNode"
 
 
@@ -35,6 +42,8 @@ def state_after(line: str, before: NodeState, node_id: int | None) -> tuple[Node
     >>> state_after("INFO :      SuperNode ID: 17", NodeState.CONNECTING, None)
     (<NodeState.CONNECTED: 'connected'>, 17)
     >>> state_after("WARNING: Giving up reconnection after 22 s", NodeState.UNREACHABLE, 17)
+    (<NodeState.CONNECTED: 'connected'>, 17)
+    >>> state_after("INFO : Sent successfully", NodeState.UNREACHABLE, 17)
     (<NodeState.CONNECTED: 'connected'>, 17)
     """
     found = _CONNECTED.search(line)
