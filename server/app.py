@@ -29,6 +29,7 @@ from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import CentralEvaluation, Coordinator, RunResult
 from server.evaluation import central_evaluation, read_test_set
+from server.gathering import gather
 from server.observer import LogObserver, Observer, Observers
 from server.receipts.received import FILE as RECEIVED
 from server.receipts.received import Received, ReceivedLog, Unrecorded
@@ -54,6 +55,9 @@ class CoordinatorSettings:
     test_set: str = setting("", doc="public JSONL test set for central evaluation; empty = none")
     roster: str = setting("", doc="file of the members, for secure aggregation; empty = none")
     nodes_file: str = setting("", doc="file of the members' nodes, for their names; empty = none")
+    gather_seconds: float = setting(
+        60.0, minimum=0, doc="time for members to come online when the run starts or resumes"
+    )
     audit_report: str = setting("", doc="leakage audit that a release must pass; empty = none")
     require_audit: bool = setting(False, doc="release nothing without a leakage audit")
     audit_policy: AuditPolicy = field(default_factory=AuditPolicy)
@@ -225,6 +229,7 @@ def run_in_its_folder(grid: Grid, context: Context) -> None:
     folder, rounds = Path(plan.coordinator.output_dir), plan.settings.federation.rounds
     with reported(folder, context.run_id, rounds, plan.site_names) as progress:
         observer, received = Observers(plan.observer, progress), ReceivedLog(folder / RECEIVED)
+        gather(grid, plan.site_names, plan.coordinator.gather_seconds, progress.waiting_for)
         run_plan(grid, replace(plan, observer=observer, received=received))
 
 

@@ -90,10 +90,15 @@ class Child:
         return ended
 
     def start_anew(self, grace_seconds: float) -> None:
-        """SIGTERM, after the grace SIGKILL; `tick` then starts it without a pause."""
-        if self._process:
-            self._kill_at = time.monotonic() + grace_seconds
+        """SIGTERM, after the grace SIGKILL, at once where there is none; `tick` then starts it
+        without a pause."""
+        if self._process is None:
+            return
+        self._kill_at = time.monotonic() + grace_seconds
+        if grace_seconds > 0:
             self._process.terminate()
+        else:
+            self._process.kill()
 
     def stop(self, grace_seconds: float) -> bool:
         """SIGTERM, and SIGKILL after the grace; False where that was needed."""

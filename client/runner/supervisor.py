@@ -99,7 +99,9 @@ class Supervisor:
         if self._lost_track.is_set():
             self._lost_track.clear()
             self._log.say("The SuperNode gave up a message half way: starting it anew.")
-            self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
+            # Killed, for it would take leave of the coordinator, which then gives up what it has
+            # asked this site since.
+            self._supernode.start_anew(0.0)
         starts = self._supernode.num_starts
         ended = self._tick_supernode()
         if self._supernode.num_starts > starts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -21,6 +20,7 @@ from server.gateway.asgi import Reply
 from server.gateway.belongings import Belongings
 from server.gateway.limits import Limits
 from server.gateway.message_checks import check_object_id, check_pushed_reply
+from server.gateway.presence import Presence
 from server.gateway.refused import Reason, Refused
 from server.gateway.reply_check import ReplyCheck
 from server.gateway.unread import UnreadBytes
@@ -36,11 +36,7 @@ class Done:
 
 
 class FleetRules:
-    """Blocks on the database; not for the event loop, except `note` and `show`.
-
-    sign_off: takes a node for offline. A node that died without a word counts as online until its
-    heartbeats are missed, and SuperLink turns it away so long, although it has proved who it is.
-    """
+    """Blocks on the database; not for the event loop, except `note` and `show`."""
 
     def __init__(
         self,
@@ -49,9 +45,9 @@ class FleetRules:
         unread: UnreadBytes,
         replies: ReplyCheck,
         limits: Limits,
-        sign_off: Callable[[int], object],
+        presence: Presence,
     ) -> None:
-        self._sign_off = sign_off
+        self._presence = presence
         self._belongings = belongings
         self._uploads = uploads
         self._unread = unread
@@ -64,7 +60,9 @@ class FleetRules:
         Errors: Refused.
         """
         if path == paths.ACTIVATE:
-            self._sign_off(node_id)
+            self._presence.comes_back(node_id)
+        elif path == paths.PULL_MESSAGES:
+            self._presence.asks(node_id)
         elif path == paths.PUSH_MESSAGES:
             self._check_reply(cast(PushMessagesRequest, message), node_id)
         elif path == paths.PUSH_OBJECT:

@@ -29,6 +29,7 @@ from server.gateway.long_poll import ArrivalBoard
 from server.gateway.member_api import PULL_RECEIPTS, PUSH_RECEIPTS, Handler, MemberApi
 from server.gateway.metrics import Metrics
 from server.gateway.node_identity import NodeGate
+from server.gateway.presence import Presence
 from server.gateway.redelivery import Redelivery
 from server.gateway.reply_check import ReplyCheck
 from server.gateway.reply_removal import Removing, ReplyRemoval
@@ -103,7 +104,7 @@ async def _serve(
             unread,
             ReplyCheck(database, state.object_store, removal),
             limits,
-            state.deactivate_node,
+            Presence(state),
         ),
         Redelivery(database),
         board,

@@ -66,6 +66,8 @@ def words_of(event: Event) -> str:
     values = event.values
     if event.kind == "started":
         return f"the coordinator's ServerApp is at work: {values['rounds']} rounds"
+    if event.kind == "waiting":
+        return f"waiting a moment for {', '.join(values['sites'])}: not online"
     if event.kind == "round_started":
         return f"round {values['round']}/{values['rounds']}: {values['cohort_size']} sites asked"
     if event.kind == "round_finished":

@@ -10,7 +10,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 @dataclass(frozen=True)
 class Event:
-    """One line. kind: started, round_started, phase_started, reply, checkpoint_started,
+    """One line. kind: started, waiting, round_started, phase_started, reply, checkpoint_started,
     round_finished, finished, failed. values: what the kind tells, see ProgressLog."""
 
     kind: str
@@ -48,6 +48,10 @@ class ProgressLog:
     def started(self, flower_run_id: int, rounds: int) -> None:
         """This process has begun to work on the run under this number of Flower's."""
         self._append("started", flower_run_id=str(flower_run_id), rounds=rounds, pid=os.getpid())
+
+    def waiting_for(self, sites: Sequence[str]) -> None:
+        """The first round of this process waits for members that are not online."""
+        self._append("waiting", sites=list(sites))
 
     def round_started(self, round_: int, rounds: int, cohort_size: int) -> None:
         """See Observer."""

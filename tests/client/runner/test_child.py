@@ -95,6 +95,23 @@ def test_a_child_that_does_not_listen_is_started_anew_all_the_same() -> None:
     assert ended.asked and ended.how == "by signal 9"
 
 
+def test_without_a_grace_a_child_is_killed_before_it_can_take_leave() -> None:
+    heard: list[str] = []
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('bye', flush=True)); "
+        "print('here', flush=True); time.sleep(600)"
+    )
+    child = Child("x", lambda: python(code), heard.append)
+    child.tick()
+    wait_until(lambda: heard, "its first line")
+    child.start_anew(grace_seconds=0.0)
+    ended = next_end(child)
+    assert ended.asked and ended.how == "by signal 9" and heard == ["here\n"]
+    child.tick()
+    assert child.num_starts == 2
+    child.stop(grace_seconds=0.2)
+
+
 @pytest.mark.faults
 def test_a_child_ends_when_its_parent_is_killed() -> None:
     child = "from client.runner.parent import end_with_parent as e; import os, time; e({}); " + (

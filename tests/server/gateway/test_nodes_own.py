@@ -96,6 +96,18 @@ def test_a_node_that_died_without_a_word_is_let_in_again_at_once(
     alive.leave()
 
 
+def test_a_node_that_asks_for_messages_is_online_whatever_its_heartbeats_do(
+    coordinator: Coordinator, run: PlayedRun, cedar: Firm
+) -> None:
+    node = FirmNode.activate(coordinator, cedar)
+    node.client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+    assert node.node_id not in set(run.grid.get_node_ids())
+    node.pull()
+    assert node.node_id in set(run.grid.get_node_ids())
+    node.leave()
+    assert node.node_id not in set(run.grid.get_node_ids())
+
+
 def test_a_key_of_no_member_is_refused(coordinator: Coordinator) -> None:
     stranger = Firm("Stranger")
     with coordinator.fleet(stranger) as fleet:

@@ -42,6 +42,7 @@ def test_every_event_is_read_back_with_firm_names(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     log = ProgressLog(path, NAMES)
     log.started(2**64 - 1, 4)
+    log.waiting_for(["Cedar"])
     log.round_started(2, 4, 3)
     log.phase_started(2, 1, "advertise", 3)
     log.reply_handled(2, 1, "train", True)
@@ -51,12 +52,13 @@ def test_every_event_is_read_back_with_firm_names(tmp_path: Path) -> None:
     log.finished(4)
     events = read_events(path)
     assert [event.kind for event in events] == [
-        "started", "round_started", "phase_started", "reply", "reply", "checkpoint_started",
-        "round_finished", "finished",
+        "started", "waiting", "round_started", "phase_started", "reply", "reply",
+        "checkpoint_started", "round_finished", "finished",
     ]  # fmt: skip
     assert events[0].values["flower_run_id"] == str(2**64 - 1)
-    assert [event.values.get("site") for event in events[3:5]] == ["Ash", "99"]
-    assert RoundRecord.from_json(dict(events[6].values)) == ROUND
+    assert [event.values.get("site") for event in events[4:6]] == ["Ash", "99"]
+    assert words_of(events[1]) == "waiting a moment for Cedar: not online"
+    assert RoundRecord.from_json(dict(events[7].values)) == ROUND
     assert rounds_done(events) == 2
 
 
