@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from protocol.consortium.signed_roster import SignedRoster
 from protocol.errors import FoedusError
@@ -26,10 +27,15 @@ _COMPARISON = "SuperLink's nodes could not be compared with the roster"
 class RosterWatch:
     """The chain as it was last read whole; a file that does not hold changes nothing.
 
+    registry: opens SuperLink's nodes for one comparison.
     Errors: FoedusError from the constructor where the first reading does not hold.
     """
 
-    def __init__(self, folder: ConsortiumFolder, registry: Callable[[], NodeRegistry]) -> None:
+    def __init__(
+        self,
+        folder: ConsortiumFolder,
+        registry: Callable[[], AbstractContextManager[NodeRegistry]],
+    ) -> None:
         self._folder = folder
         self._registry = registry
         self._read_mark = self._mark()
@@ -81,7 +87,8 @@ class RosterWatch:
         """True where SuperLink's nodes are those of the roster now."""
         newest = self._chain[-1]
         try:
-            result = sync_nodes(self._registry(), newest.members, self._folder.nodes, now)
+            with self._registry() as registry:
+                result = sync_nodes(registry, newest.members, self._folder.nodes, now)
         except (FoedusError, OSError) as error:
             self._problems.tell(_COMPARISON, str(error))
             return False

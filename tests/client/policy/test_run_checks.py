@@ -26,6 +26,7 @@ RUN = replace(RUN, adapter=replace(RUN.adapter, targets=("query", "value")))
 PLAIN = replace(RUN, privacy=PrivacySettings())
 PLAIN = replace(PLAIN, training=replace(PLAIN.training, local_epochs=3, max_steps=20))
 BASE = little_state(RUN).base_digest
+BATCH_TOKENS = PLAIN.training.batch_size * PLAIN.model.max_tokens
 
 
 def request(run: RunSettings) -> Request:
@@ -59,6 +60,7 @@ def declined(policy: PolicySettings, asked: Request) -> str:
         ({"maximum_local_epochs": 2}, PLAIN, "training.local_epochs=3"),
         ({"maximum_steps_per_round": 19}, PLAIN, "training.max_steps=20"),
         ({"maximum_steps_per_round": 5}, RUN, "privacy.steps_per_round=6"),
+        ({"maximum_batch_tokens": BATCH_TOKENS - 1}, PLAIN, "of model.max_tokens="),
         ({"maximum_epsilon": 3.9}, RUN, "privacy.target_epsilon=4"),
         ({"maximum_epsilon": 99.0}, PLAIN, "privacy.mode=none"),
         ({"maximum_delta": 1e-6}, RUN, "privacy.delta=1e-05"),
@@ -85,6 +87,7 @@ def test_a_run_that_offers_less_is_declined_in_words_that_name_both(
         ({"maximum_local_epochs": 1}, RUN),  # Private runs count steps, not passes.
         ({"maximum_steps_per_round": 20}, PLAIN),
         ({"maximum_steps_per_round": 6}, RUN),
+        ({"maximum_batch_tokens": BATCH_TOKENS}, PLAIN),
         ({"maximum_epsilon": 4.0, "maximum_delta": 1e-5}, RUN),
         ({"minimum_cohort": 1}, RUN),
         ({}, PLAIN),
@@ -110,6 +113,14 @@ def test_steps_of_many_batches_count_as_those_batches() -> None:
     text = declined(policy, accumulated(11))
     assert "maximum_steps_per_round: 20 batches at most" in text
     assert "training.gradient_accumulation=11" in text
+
+
+def test_a_matter_is_a_batch_of_its_own_where_it_is_larger_than_one() -> None:
+    larger = PLAIN.training.batch_size + 1
+    policy = PolicySettings(maximum_batch_tokens=BATCH_TOKENS)
+    told = declined(policy, offered("matter", examples_per_matter=larger))
+    assert f"privacy.examples_per_matter={larger}" in told
+    assert declined(policy, offered("example", examples_per_matter=larger)) == ""
 
 
 def test_a_run_that_names_no_targets_is_declined_where_targets_are_listed() -> None:

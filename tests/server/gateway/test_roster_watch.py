@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def folder(tmp_path: Path) -> ConsortiumFolder:
 
 def test_a_change_of_the_roster_is_carried_out_at_the_next_look(folder: ConsortiumFolder) -> None:
     registry = KeptRegistry()
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     assert set(registry.nodes) == {ASH.public_key}
     write_roster(folder, [BIRCH.entry()])
@@ -61,7 +62,7 @@ def test_a_member_whose_time_ends_is_unregistered_without_a_change(
 ) -> None:
     registry, brief = KeptRegistry(), BIRCH.entry(expires_in_seconds=100)
     write_roster(folder, [ASH.entry(), brief])
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(brief.expires - 1.0)
     assert set(registry.nodes) == {ASH.public_key, BIRCH.public_key}
     watch.look(float(brief.expires))
@@ -70,7 +71,7 @@ def test_a_member_whose_time_ends_is_unregistered_without_a_change(
 
 def test_a_node_that_was_registered_by_hand_does_not_stay(folder: ConsortiumFolder) -> None:
     registry = KeptRegistry()
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     registry.register(b"by hand")
     watch.look(1000.0 + RESYNC_SECONDS)
@@ -82,7 +83,7 @@ def test_superlink_that_does_not_answer_is_asked_again_at_the_next_look(
 ) -> None:
     registry = KeptRegistry()
     registry.down = True
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     registry.down = False
     watch.look(1001.0)
@@ -103,7 +104,7 @@ def test_a_roster_that_does_not_hold_changes_nothing(
     folder: ConsortiumFolder, damage: object
 ) -> None:
     registry = KeptRegistry()
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     lines = folder.roster.read_text().splitlines()
     folder.roster.write_text("".join(f"{line}\n" for line in damage(lines)))  # type: ignore[operator]
@@ -119,7 +120,7 @@ def test_another_history_of_the_same_length_changes_nothing(
     registry = KeptRegistry()
     before = folder.roster.read_text()
     write_roster(folder, [ASH.entry(), BIRCH.entry()])
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     folder.roster.write_text(before)
     write_roster(folder, [BIRCH.entry()])
@@ -130,7 +131,7 @@ def test_another_history_of_the_same_length_changes_nothing(
 def test_a_coordinator_without_a_sound_roster_does_not_start(folder: ConsortiumFolder) -> None:
     folder.roster.write_text("")
     with pytest.raises(FoedusError, match="roster"):
-        RosterWatch(folder, KeptRegistry)
+        RosterWatch(folder, lambda: nullcontext(KeptRegistry()))
 
 
 def test_a_roster_that_could_not_be_read_once_is_read_at_the_next_look(
@@ -139,7 +140,7 @@ def test_a_roster_that_could_not_be_read_once_is_read_at_the_next_look(
     """The file itself has not changed in between."""
     registry = KeptRegistry()
     write_roster(folder, [ASH.entry(), BIRCH.entry()])
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     write_roster(folder, [BIRCH.entry()])
     needed = folder.invitation.read_bytes()
@@ -155,7 +156,7 @@ def test_an_expulsion_that_superlink_did_not_take_is_repeated_at_the_next_look(
     folder: ConsortiumFolder,
 ) -> None:
     registry = KeptRegistry()
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     write_roster(folder, [BIRCH.entry()])
     registry.down = True
@@ -173,7 +174,7 @@ def test_problems_that_last_are_told_once_and_tried_ever_less_often(
     folder: ConsortiumFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = KeptRegistry()
-    watch = RosterWatch(folder, lambda: registry)
+    watch = RosterWatch(folder, lambda: nullcontext(registry))
     watch.look(1000.0)
     write_roster(folder, [BIRCH.entry()])
     registry.stuck = {1}
