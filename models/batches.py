@@ -12,6 +12,9 @@ from models.tokens import IGNORED, Tokenised
 
 # Sorting within this many batches keeps neighbours alike in length while batches stay mixed.
 _BATCHES_PER_BUCKET = 16
+# Padding included, of a batch without gradients: a run chooses how long its examples are, and the
+# memory is the site's.
+MAX_EVALUATION_TOKENS = 16_384
 
 Batch = dict[str, Tensor]
 
@@ -83,8 +86,18 @@ def pack_batch(examples: Sequence[Tokenised], device: torch.device) -> tuple[Bat
 def evaluation_batches(
     examples: Sequence[Tokenised], batch_size: int
 ) -> Iterator[tuple[list[int], list[Tokenised]]]:
-    """(positions, examples) in order of length: least padding, nothing random."""
+    """(positions, examples) in order of length: least padding, nothing random.
+
+    A batch has at most `batch_size` examples, and MAX_EVALUATION_TOKENS padded tokens unless a
+    single example has more.
+    """
     order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    chosen: list[int] = []
+    for position in order:
+        padded = (len(chosen) + 1) * examples[position].num_tokens
+        if chosen and (len(chosen) == batch_size or padded > MAX_EVALUATION_TOKENS):
+            yield chosen, [examples[i] for i in chosen]
+            chosen = []
+        chosen.append(position)
+    if chosen:
         yield chosen, [examples[i] for i in chosen]

@@ -94,6 +94,18 @@ def _broken_off(scene: Scene) -> None:
     scene.mark()
 
 
+def _stopped_in_download(scene: Scene) -> None:
+    """Slowed first, so that the stop surely falls into the download."""
+    scene.begin()
+    scene.at_phase(Phase.SHARE, 1)
+    scene.victim.route.bytes_per_second = 2_000
+    wait_for("the round's message", lambda: scene.was_said(Said("site", "Receiving: train")))
+    scene.coordinator.runs.stop(scene.run.name)
+    scene.victim.route.bytes_per_second = 0
+    scene.coordinator.runs.resume(scene.run.name)
+    scene.mark()
+
+
 def _slow_way(scene: Scene) -> None:
     scene.begin()
     scene.after_round(1)
@@ -196,6 +208,16 @@ OUTAGES = (
         _ALL,
         _broken_off,
         rounds=2,
+    ),
+    Scenario(
+        "run-stopped-in-download",
+        "`foedus server stop`, and `resume` at once",
+        "while a site receives the round's adapter, slowly",
+        _ALL,
+        _stopped_in_download,
+        rounds=2,
+        deadline_seconds=180,
+        said=(Said("site", "The SuperNode gave up a message half way: starting it anew."),),
     ),
     Scenario(
         "slow-network",

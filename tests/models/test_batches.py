@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from models.adapted import AdaptedModel, adapted_model
 from models.batches import (
+    MAX_EVALUATION_TOKENS,
     bucketed_batches,
     evaluation_batches,
     pack_batch,
@@ -106,6 +107,13 @@ def test_evaluation_batches_tell_where_each_example_belongs(
     for positions, batch in evaluation_batches(examples, batch_size):
         seen |= dict(zip(positions, batch, strict=True))
     assert [seen[i] for i in range(len(examples))] == examples
+
+
+def test_evaluation_batches_of_long_examples_have_fewer_of_them() -> None:
+    long = MAX_EVALUATION_TOKENS // 4
+    examples = examples_of([long] * 6 + [5 * long])
+    batches = [positions for positions, _ in evaluation_batches(examples, 64)]
+    assert batches == [[0, 1, 2, 3], [4, 5], [6]]
 
 
 @given(LENGTHS)
