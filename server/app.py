@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from protocol.settings import RunSettings
 from server.checkpoint import CheckpointStore
 from server.coordinator import CentralEvaluation, Coordinator, RunResult
 from server.evaluation import central_evaluation, read_test_set
-from server.gathering import gather
+from server.gathering import awaited, gather
 from server.observer import LogObserver, Observer, Observers
 from server.receipts.received import FILE as RECEIVED
 from server.receipts.received import Received, ReceivedLog, Unrecorded
@@ -229,7 +230,9 @@ def run_in_its_folder(grid: Grid, context: Context) -> None:
     folder, rounds = Path(plan.coordinator.output_dir), plan.settings.federation.rounds
     with reported(folder, context.run_id, rounds, plan.site_names) as progress:
         observer, received = Observers(plan.observer, progress), ReceivedLog(folder / RECEIVED)
-        gather(grid, plan.site_names, plan.coordinator.gather_seconds, progress.waiting_for)
+        if plan.site_names:
+            members = awaited(plan.site_names, Path(plan.coordinator.roster), time.time())
+            gather(grid, members, plan.coordinator.gather_seconds, progress.waiting_for)
         run_plan(grid, replace(plan, observer=observer, received=received))
 
 

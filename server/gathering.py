@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from flwr.serverapp import Grid
+
+from protocol.consortium.chain import load_newest
 
 log = logging.getLogger("foedus.server")
 
@@ -25,8 +28,8 @@ def gather(
 ) -> tuple[str, ...]:
     """Wait until every member's node is online, `wait_seconds` at most; returns who is missing.
 
-    site_names: node id -> name, of the members alone; it may change meanwhile. say: called with the
-    names that are waited for, once, and not at all where nobody is missing.
+    site_names: node id -> name, see `awaited`. say: called with the names that are waited for, once,
+    and not at all where nobody is missing.
     """
     give_up = time.monotonic() + wait_seconds
     said = False
@@ -41,6 +44,17 @@ def gather(
             said = True
         time.sleep(min(_POLL_SECONDS, left))
     return missing
+
+
+def awaited(site_names: Mapping[int, str], roster: Path, now: float) -> dict[int, str]:
+    """The nodes of members whose admission has not ended, for `gather`.
+
+    roster: the signed chain, or a plain roster, which knows no ends. now: Unix seconds. Errors:
+    FoedusError where it does not hold.
+    """
+    entries = load_newest(roster).members if roster.suffix == ".jsonl" else ()
+    ended = {entry.name for entry in entries if entry.expired(now)}
+    return {node: name for node, name in site_names.items() if name not in ended}
 
 
 def _missing(grid: Grid, site_names: Mapping[int, str]) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ __all__ = [
     "expect_proposal",
     "expect_successor",
     "first_version",
+    "load_newest",
     "load_roster",
     "next_version",
     "read_chain",
@@ -178,9 +179,14 @@ def load_roster(path: Path, coordinator_key: bytes | None = None) -> Roster:
     """
     if path.suffix != ".jsonl":
         return read_roster(path)
+    return load_newest(path, coordinator_key).roster()
+
+
+def load_newest(path: Path, coordinator_key: bytes | None = None) -> SignedRoster:
+    """The newest version of a signed chain. coordinator_key, errors: as load_roster."""
     if coordinator_key is None:
         coordinator_key = _first_key(path)
-    return read_chain(path, coordinator_key)[-1].roster()
+    return read_chain(path, coordinator_key)[-1]
 
 
 def _first_key(path: Path) -> bytes:

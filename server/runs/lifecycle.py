@@ -153,14 +153,15 @@ class Runs:
 
         words = consortium_words(self.folder, run, overrides, resume=False)
         plan = checked_plan(words)
-        members = len(self.folder.chain()[-1].members)
+        newest = self.folder.chain()[-1]
+        members = sum(not entry.expired(time.time()) for entry in newest.members)
         needed = max(plan.settings.federation.min_cohort, plan.settings.federation.quorum)
         if members < needed:
             raise SettingsError(
                 "the run's settings",
                 [
                     f"federation.min_cohort and federation.quorum: expected at most {members}, "
-                    f"the members of this consortium, got {needed}."
+                    f"the members whose admission has not ended, got {needed}."
                 ],
             )
 

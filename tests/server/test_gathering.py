@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.app import run_in_its_folder
 from server.gathering import gather
-from simulations.engines.in_process import InProcessGrid
+from server.runs.progress import read_events
+from simulations.engines.in_process import RUN_ID, InProcessGrid
 from tests.little_sites import little_app
+from tests.server.gateway.little_coordinator import Firm, found
 
 
 class LateNodes(InProcessGrid):
@@ -69,3 +78,26 @@ def test_a_member_is_there_with_either_of_its_nodes_and_strangers_do_not_count()
     first, _, last = sorted(names_of(grid))
     assert gathered(grid, {first: "Ash", last: "Ash"}, 0.0)[0] == ()
     assert gathered(grid, {}, 600.0)[0] == ()
+
+
+def test_a_run_asks_the_late_one_too_and_waits_for_nobody_whose_admission_has_ended(
+    tmp_path: Path,
+) -> None:
+    ash, birch, cedar, ended = (Firm(name) for name in ("Ash", "Birch", "Cedar", "Elm"))
+    over = replace(ended.entry(), admitted=1, expires=2)
+    entries = [ash.entry(), birch.entry(), cedar.entry(), over]
+    folder = found(tmp_path / "oak", entries)
+    nodes = {entry.member_id: node for node, entry in enumerate(entries, 1)}
+    (tmp_path / "nodes.json").write_text(json.dumps(nodes), encoding="utf-8")
+    words = [
+        "task.labels=[a,b]", "federation.rounds=1", "federation.evaluate_every=0",
+        f"coordinator.output_dir={tmp_path / 'run'}", f"coordinator.roster={folder.roster}",
+        f"coordinator.nodes_file={tmp_path / 'nodes.json'}", "coordinator.gather_seconds=600",
+    ]  # fmt: skip
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, RUN_ID, 0
+    context = Context(RUN_ID, 0, {}, RecordDict(), {"overrides": " ".join(words)})
+    run_in_its_folder(LateNodes(3, looks=2), context)
+    events = read_events(tmp_path / "run" / "progress.jsonl")
+    assert [event.kind for event in events][:3] == ["started", "waiting", "round_started"]
+    assert events[1].values["sites"] == ["Cedar"]
+    assert events[2].values["cohort_size"] == 3
