@@ -60,6 +60,12 @@ def _dispatch(name: str, words: list[str]) -> int:
         return int(module.app(args=words, prog_name=f"foedus {name}") or 0)
     except FoedusError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # A full disk, a file that may not be read: for whoever sits there to mend, so no traceback.
+        what = error.strerror or f"{type(error).__name__}: {error}"
+        return _refuse(f"{what}: {error.filename}" if error.filename else what)
 
 
 def _refuse(message: str) -> int:

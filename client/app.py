@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -33,13 +34,38 @@ def make_app(find_site: Callable[[Context], Site], refusal: Refusal | None = Non
     refusal: why every message is declined, before anything of it is followed; None = it is not.
     """
     app = ClientApp()
+    desk = _Desk(find_site, refusal)
 
-    def respond(message: Message, context: Context, kind: Kind) -> Message:
-        # Flower sends the text of whatever is raised in here to the server.
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if SECURE in message.content:
+            return desk.take_part(message, context, training=True)
+        return desk.respond(message, context, "train")
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return desk.take_part(message, context, training=False)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return desk.respond(message, context, "evaluate")
+
+    return app
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """Where messages meet their site. Flower sends the text of whatever is raised to the server."""
+
+    find_site: Callable[[Context], Site]
+    refusal: Refusal | None
+
+    def respond(self, message: Message, context: Context, kind: Kind) -> Message:
+        """The reply to a request in the clear. Errors: NoReply."""
         try:
-            site = find_site(context)
-            if refusal:
-                content = decline(site, message.content, kind, refusal)
+            site = self.find_site(context)
+            if self.refusal:
+                content = decline(site, message.content, kind, self.refusal)
             else:
                 content = answer(site, message.content, kind)
             return Message(content, reply_to=message)
@@ -52,11 +78,12 @@ def make_app(find_site: Callable[[Context], Site], refusal: Refusal | None = Non
             log.error("No reply could be given to a %s request: %s", kind, place_of(error))
             raise NoReply from None
 
-    def take_part(message: Message, context: Context, training: bool) -> Message:
+    def take_part(self, message: Message, context: Context, training: bool) -> Message:
+        """The reply to a message of a secure session. Errors: NoReply."""
         try:
-            site = find_site(context)
-            if refusal:
-                content = decline_phase(site, message.content, refusal)
+            site = self.find_site(context)
+            if self.refusal:
+                content = decline_phase(site, message.content, self.refusal)
             else:
                 content = answer_phase(site, message.content, training=training)
             return Message(content, reply_to=message)
@@ -67,22 +94,6 @@ def make_app(find_site: Callable[[Context], Site], refusal: Refusal | None = Non
             # Nothing is signed without a site, and nothing may leave without a receipt.
             log.error("No reply could be given in a secure session: %s", place_of(error))
             raise NoReply from None
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        if SECURE in message.content:
-            return take_part(message, context, training=True)
-        return respond(message, context, "train")
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        return take_part(message, context, training=False)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return respond(message, context, "evaluate")
-
-    return app
 
 
 def site_from_node_config(context: Context) -> Site:

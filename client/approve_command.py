@@ -21,7 +21,9 @@ def approve(
     digest: Annotated[
         str, typer.Option(help="The form whose settings' digest begins so; asks no question.")
     ] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Ask no question.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask no question; of several forms --digest says which.")
+    ] = False,
     config: Annotated[Path, typer.Option("--config", help="The site's configuration file.")] = Path(
         "site.yaml"
     ),
@@ -44,7 +46,14 @@ def approve(
     runs = book.all()
     if run:
         run_id = _found(run, list(runs))
-        asked = _form(run_id, book.forms(run_id), digest)
+        forms = book.forms(run_id)
+        asked = _form(run_id, forms, digest)
+        if yes and not (deny or digest) and len(forms) > 1:
+            raise FoedusError(
+                f"Expected --digest beside --yes: run {run_id[:8]} has asked in {len(forms)} "
+                f"forms, {_beginnings([form.digest for form in forms])}. --yes alone might approve "
+                "one that you have not seen."
+            )
         if not (digest or yes):
             _show(run_id, asked, _elsewhere(book, run_id, asked))
             typer.confirm("Deny it?" if deny else "May it use this site's contracts?", abort=True)
@@ -77,7 +86,7 @@ def _form(run_id: str, forms: list[Asked], beginning: str) -> Asked:
     """The newest form, or the one whose digest begins as said."""
     fitting = [form for form in forms if form.digest.startswith(beginning)]
     if not fitting or (beginning and len(fitting) > 1):
-        known = ", ".join(form.digest[:12] for form in forms)
+        known = _beginnings([form.digest for form in forms])
         raise FoedusError(
             f"Expected the beginning of the digest of one form of run {run_id[:8]}, got "
             f"{beginning}, which {len(fitting)} have. Known: {known}. Look at it again before you "

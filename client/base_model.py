@@ -1,7 +1,8 @@
 """The base model that a request is about, proved to be the agreed one before any of it is loaded.
 
 A request names a model by a name of the coordinator's choice. What lies here under that name is
-hashed and compared first, so that no weights but the agreed ones take memory or meet a parser.
+hashed and compared first, so that no weights but the agreed ones take memory or meet a parser. It
+is hashed once in a process: files changed under a running site are found out at its next start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`foedus client`: what a firm does at its own desk. Nothing here sends anything.
+"""`foedus client`: what a firm does at its own desk. No contract leaves by any command, and updates
+leave by `up` alone.
 
 torch and transformers are imported inside the commands: help has to come at once.
 """
@@ -6,6 +7,7 @@ torch and transformers are imported inside the commands: help has to come at onc
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,9 @@ class _Commands(TyperGroup):
     """Prints what foedus refuses as one message, exit status 2, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        # A run's settings and a released folder name a base model. What is not here is not fetched
+        # at their word; read when huggingface_hub is imported, so set before any command is.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
             return super().invoke(ctx)
         except FoedusError as error:

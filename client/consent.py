@@ -34,6 +34,9 @@ _POLL_SECONDS = 0.25
 # what is asked again after a crash.
 _REQUESTS_PER_ROUND = 2
 _MORE_REQUESTS = 10
+# The coordinator chooses runs, forms and labels: what nobody has decided on is kept up to here.
+_MOST_WAITING_RUNS, _MOST_WAITING_FORMS = 50, 5
+_MOST_SUMMARY_BYTES = 32 << 10
 
 
 class Decision(StrEnum):
@@ -69,8 +72,9 @@ class Asked:
         return {**self.summary, "answered so far": f"{train} to train, {evaluate} to evaluate"}
 
     def decide(self, decision: Decision) -> Asked:
-        """The form once people have decided; an approval covers its requests from here on."""
-        kinds = ("train", "evaluate")
+        """The form once people have decided; an approval covers its requests from here on, a
+        denial none."""
+        kinds = ("train", "evaluate") if decision is Decision.APPROVED else ()
         covered = {k: self.answered.get(k, 0) + self.requests_per_approval for k in kinds}
         return replace(self, decision=decision, decided=_now(), covered=covered)
 
@@ -81,9 +85,18 @@ class Asked:
             return replace(self, decision=Decision.PENDING, asked=_now(), decided="")
         return replace(self, answered={**self.answered, kind: count + 1})
 
+    @property
+    def untouched(self) -> bool:
+        """True where people have not let anything of it pass, nor denied it."""
+        return self.decision is Decision.PENDING and not self.answered
+
 
 class ConsentBook:
-    """All runs that this site was asked to take part in, in its state folder."""
+    """All runs that this site was asked to take part in, in its state folder.
+
+    Of the forms of a run that people have never decided on the newest 5 are kept, of the runs with
+    no other forms those that asked last, 50 in all.
+    """
 
     def __init__(self, state_folder: Path) -> None:
         self.folder = state_folder / "consent"
@@ -92,12 +105,15 @@ class ConsentBook:
         """What was decided on the run in this form; written down as pending where it is new.
 
         A form that is still pending becomes the newest, so that people see what is asked for.
-        Errors: FoedusError where the run's file is damaged; OSError.
+        Errors: Refusal(POLICY) where it has more to say than people can be asked to read;
+        FoedusError where the run's file is damaged; OSError.
         """
         digest = consent_digest(request)
         with self._alone():
             forms = self._read(request.run_id)
             found = _form(forms, digest) or _new_form(request, digest)
+            if not forms:
+                self._make_room()
             if found.decision is Decision.PENDING and forms[-1:] != [found]:
                 self._write(request.run_id, [*_others(forms, digest), found])
         return found
@@ -163,20 +179,35 @@ class ConsentBook:
     def _read(self, run_id: str) -> list[Asked]:
         try:
             text = self._path(run_id).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        try:
             values = json.loads(text)
             if values["schema"] != _SCHEMA:
                 raise ValueError("schema")
             return [Asked(**{**f, "decision": Decision(f["decision"])}) for f in values["forms"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoedusError(
                 f"Expected this site's decisions on a run in {self._path(run_id)}, got a damaged "
                 "file. Delete it to be asked again."
             ) from error
 
+    def _make_room(self) -> None:
+        """Forget the runs that have waited longest, so that one more may wait."""
+        paths = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        waiting = [path for path in paths if self._only_waits(path.stem)]
+        for path in waiting[: max(0, len(waiting) + 1 - _MOST_WAITING_RUNS)]:
+            path.unlink()
+
+    def _only_waits(self, run_id: str) -> bool:
+        try:
+            return all(form.untouched for form in self._read(run_id))
+        except FoedusError:
+            return False
+
     def _write(self, run_id: str, forms: list[Asked]) -> None:
+        untouched = [form.digest for form in forms if form.untouched]
+        forgotten = set(untouched[:-_MOST_WAITING_FORMS])
+        forms = [form for form in forms if form.digest not in forgotten]
         values = {"schema": _SCHEMA, "run_id": run_id, "forms": [asdict(form) for form in forms]}
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self._path(run_id), text.encode(), mode=_OWNER_ONLY)
@@ -193,7 +224,7 @@ class ConsentDesk:
         """Return once the run is approved in this form; counts the request as answered.
 
         Waits up to half a round's deadline, so that the answer still arrives. Errors:
-        Refusal(CONSENT_PENDING, CONSENT_DENIED); FoedusError where the run's file is damaged.
+        Refusal(CONSENT_PENDING, CONSENT_DENIED), and as ConsentBook.ask.
         """
         patience = min(self._wait_seconds, request.settings.federation.deadline_seconds / 2)
         self._book.ask(request)
@@ -266,7 +297,14 @@ def _others(forms: list[Asked], digest: str) -> list[Asked]:
 def _new_form(request: Request, digest: str) -> Asked:
     federation = request.settings.federation
     covered = _REQUESTS_PER_ROUND * federation.rounds + _MORE_REQUESTS
-    return Asked(digest, _now(), summary(request), federation.deadline_seconds, covered)
+    told = summary(request)
+    if (num_bytes := len(json.dumps(told))) > _MOST_SUMMARY_BYTES:
+        raise Refusal(
+            RefusalReason.POLICY,
+            f"Expected a run that takes {_MOST_SUMMARY_BYTES >> 10} KiB to describe at most, as "
+            f"people are to read it, got {num_bytes} bytes: labels, targets or names are too long.",
+        )
+    return Asked(digest, _now(), told, federation.deadline_seconds, covered)
 
 
 def _work(run: RunSettings) -> str:

@@ -6,7 +6,7 @@ copies show what a log that was cut or begun anew once held.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,17 +115,24 @@ class ReceiptExchange:
 
     def fetch(self) -> None:
         """Get all that the coordinator holds of this site, known here or not."""
-        position, total = 0, 1
-        while position < total:
-            answer = self._api.get(f"{PATH}?after={position}")
+        seen: set[SentReply] = set()
+        total = 1
+        while len(seen) < total:
+            answer = self._api.get(f"{PATH}?after={len(seen)}")
             page = self._checked(answer)
-            total = int(answer.get("total", 0)) if page else position
-            position += len(page)
             self._keep(page)
+            total, before = _total_of(answer), len(seen)
+            seen |= {one.receipt.sent for one in page}
+            # It says itself how many there are: what brings nothing new could go on for ever.
+            if before == len(seen) < total:
+                raise FoedusError(
+                    f"Expected {total} countersigned receipts from the coordinator, as it says it "
+                    f"holds, got {len(seen)} and then none that were new. Ask its operator."
+                )
 
     def _read_on(self) -> None:
         """Take up what has left since the last time."""
-        for receipt, line in self._site.receipts.lines(self._read_to, unfinished=False):
+        for receipt, line in self._site.receipts.lines(self._read_to):
             sent = sent_reply(receipt, line.hash)
             if receipt.kind != LEDGER and sent not in self._signed:
                 self._waiting[sent] = datetime.fromisoformat(receipt.time)
@@ -154,6 +161,16 @@ class ReceiptExchange:
         self._signed |= new.keys()
         for sent in new:
             self._waiting.pop(sent, None)
+
+
+def _total_of(answer: Mapping[str, Any]) -> int:
+    total = answer.get("total")
+    if type(total) is not int:
+        raise FoedusError(
+            "Expected from the coordinator how many countersigned receipts it holds, got "
+            f"{type(total).__name__}."
+        )
+    return total
 
 
 def sent_reply(receipt: Receipt, line_hash: str) -> SentReply:

@@ -40,7 +40,6 @@ def show_log(
     """
     from client.receipts import as_they_stand
     from client.site import Site
-    from client.terminal import print_json
 
     site = Site.from_file(config)
     if fetch:
@@ -51,14 +50,7 @@ def show_log(
         receipts, problems = _verified(site)
         standing = None if problems else _standing(site)
         problems += standing.problems if standing else ()
-    if as_json:
-        signed = _standing_values(standing) if standing else None
-        rows = [asdict(receipt) for receipt in receipts]
-        print_json({"receipts": rows, "problems": problems, "countersigned": signed})
-    elif receipts:
-        _print_receipts(receipts)
-    if standing:
-        _tell(standing)
+    _show(receipts, problems, standing, as_json)
     for problem in problems:
         typer.echo(f"foedus client log: {problem}", err=True)
     if problems:
@@ -67,6 +59,21 @@ def show_log(
         typer.echo(f"Nothing has left this site: no receipts in {site.receipts.path}.", err=True)
     elif verify:
         typer.echo(f"The chain of {len(receipts)} receipts is whole.", err=True)
+
+
+def _show(
+    receipts: list[Receipt], problems: list[str], standing: Standing | None, as_json: bool
+) -> None:
+    from client.terminal import print_json
+
+    if as_json:
+        signed = _standing_values(standing) if standing else None
+        rows = [asdict(receipt) for receipt in receipts]
+        print_json({"receipts": rows, "problems": problems, "countersigned": signed})
+    elif receipts:
+        _print_receipts(receipts)
+    if standing:
+        _tell(standing)
 
 
 def _fetch(site: Site) -> None:

@@ -30,7 +30,7 @@ class PersonalFactors:
 
     def save(self, round_: int, tensors: Mapping[str, FloatArray]) -> None:
         """Keep the factors trained in round_."""
-        write_atomically(self._path(round_), safetensors.numpy.save(dict(tensors)))
+        write_atomically(self._path(round_), safetensors.numpy.save(dict(tensors)), mode=0o600)
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"round-{round_:05d}.safetensors"

@@ -15,9 +15,10 @@ from client.secure_aggregation.plain_update import refuse_readable_update
 from client.site import Site
 from client.trained_update import trained_update
 from models.adapted import AdaptedModel
+from models.batches import MAX_EVALUATION_TOKENS
 from models.evaluation import evaluate
 from protocol.adapter import AdapterState, FloatArray, subset_layout
-from protocol.errors import FoedusError, Refusal, WireError, place_of
+from protocol.errors import FoedusError, Refusal, WireError, place_of, text_of
 from protocol.initial import initial_tensors
 from protocol.messages import UNKNOWN_RUN, ExpectedReply, Kind, Reply, Request, named_run
 from protocol.methods import (
@@ -48,10 +49,10 @@ def answer(site: Site, content: RecordDict, kind: Kind) -> RecordDict:
             layout = subset_layout(adapted.layout, uploaded)
         reply = _work(site, adapted, request)
     except (Refusal, WireError) as error:
-        log.warning("Refused a %s request (%s): %s", kind, error.code, error)
+        log.warning("Refused a %s request (%s): %s", kind, error.code, text_of(error))
         reply = _refusal(request, error.code)
     except FoedusError as error:
-        log.error("Failed on a %s request: %s", kind, error)
+        log.error("Failed on a %s request: %s", kind, text_of(error))
         reply = _refusal(request, RefusalReason.INTERNAL)
     except Exception as error:
         log.error("Failed on a %s request: %s", kind, place_of(error))
@@ -102,7 +103,16 @@ def assemble(site: Site, adapted: AdaptedModel, request: Request) -> AdapterStat
         tensors.update(initial_tensors(adapted.layout, run.federation.seed))
     if personal_factors(method):
         last_round = request.round - 1 if request.kind == "train" else request.round
-        tensors.update(PersonalFactors(site.state_folder, request.run_id).after(last_round))
+        kept = PersonalFactors(site.state_folder, request.run_id).after(last_round)
+        if last_round and not kept:
+            # As a site that comes late does, which this one may be: its state alone could tell.
+            log.warning(
+                "No factors of run %s are kept here up to round %d: this site goes on from the "
+                "initial ones. Where it took part before, restore its state folder.",
+                request.run_id[:8],
+                last_round,
+            )
+        tensors.update(kept)
     tensors.update(request.state.tensors)
     return request.state.replace_tensors(tensors)
 
@@ -123,7 +133,14 @@ def _evaluate(site: Site, request: Request, state: AdapterState) -> Reply:
     examples = site.tokenised(request.settings, "held_out")
     if not examples:
         raise Refusal(RefusalReason.NO_DATA, "Expected held-out examples, got none.")
-    scores = evaluate(request.settings, state, examples, lambda _: limit.check())
+    most = site.settings.policy.maximum_batch_tokens or MAX_EVALUATION_TOKENS
+    scores = evaluate(
+        request.settings,
+        state,
+        examples,
+        lambda _: limit.check(),
+        min(most, MAX_EVALUATION_TOKENS),
+    )
     return Reply(request.run_id, request.round, "ok", scores.as_metrics())
 
 

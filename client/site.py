@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from client.privacy.ledger import Ledger
 from client.receipts import ReceiptLog
 from models.examples import ChatExample, Example
 from protocol.codec import setting
-from protocol.settings import RunSettings
+from protocol.settings import ModelSettings, RunSettings, TaskSettings
 from protocol.settings_file import read_settings
 
 if TYPE_CHECKING:
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foedus.client")
 
+# The examples that a run trains on and those that it evaluates on.
+_KEPT_TOKENISED = 2
+# What token ids depend on: with or without privacy, of which part.
+_Tokenising = tuple[TaskSettings, ModelSettings, bool, str]
+
 
 @dataclass(frozen=True)
 class SiteSettings:
     """What the firm decides and nobody else sees. Relative folders start at the file's folder."""
 
-    name: str = setting(doc="shown in this site's own logs; never sent")
+    name: str = setting(doc="the firm's; sent in requests to join, and nowhere else")
     contracts: str = setting(doc="folder of contracts to learn from")
     state: str = setting(doc="folder for receipts and factors that stay here")
     held_out: str = setting("", doc="folder of contracts to evaluate on; empty = split off")
@@ -44,7 +49,9 @@ class SiteSettings:
     consortium: str = setting("", doc="file of the invitation; needed for a signed roster")
     supernode_key: str = setting("", doc="file of the key by which this site's SuperNode signs")
     passphrase_file: str = setting(
-        "", doc="file whose first line opens the keys; empty = the variable FOEDUS_PASSPHRASE"
+        "",
+        doc="file whose first line opens the keys; empty = that of FOEDUS_PASSPHRASE_FILE, or the "
+        "variable FOEDUS_PASSPHRASE",
     )
     superlink_port: int = setting(
         0, minimum=0, maximum=65535, doc="the SuperNode's own port, loopback only; 0 = any free one"
@@ -72,7 +79,7 @@ class Site:
         )
         self.receipts = ReceiptLog(self.state_folder / "receipts.jsonl")
         self._examples: dict[str, SiteExamples] = {}
-        self._tokenised: dict[tuple[RunSettings, str], list[Tokenised]] = {}
+        self._tokenised: OrderedDict[_Tokenising, list[Tokenised]] = OrderedDict()
 
     @classmethod
     def from_file(cls, path: Path) -> Site:
@@ -96,20 +103,29 @@ class Site:
 
     def tokenised(self, run: RunSettings, part: str) -> list[Tokenised]:
         """Token ids of the "train" or "held_out" examples, kept for the run's later rounds."""
-        key = (run, part)
+        key = (run.task, run.model, run.privacy.enabled, part)
         if key not in self._tokenised:
-            # Imported here, so that commands which only look at a site need not load torch.
-            from models.evaluation import tokenise
-
-            examples = self.examples(run.task.kind)
-            chosen = examples.train if part == "train" else examples.held_out
-            if run.privacy.enabled:
-                chosen = _with_agreed_labels(chosen, run.task.labels)
-            self._tokenised[key] = tokenise(run, chosen)
-            lost = len(chosen) - len(self._tokenised[key])
-            if lost:
-                log.warning("%d %s examples have no answer within max_tokens.", lost, part)
+            tokenised = self._tokenise(run, part)
+            # The coordinator chooses the settings: each choice must not cost memory for good.
+            while len(self._tokenised) >= _KEPT_TOKENISED:
+                self._tokenised.popitem(last=False)
+            self._tokenised[key] = tokenised
+        self._tokenised.move_to_end(key)
         return self._tokenised[key]
+
+    def _tokenise(self, run: RunSettings, part: str) -> list[Tokenised]:
+        # Imported here, so that commands which only look at a site need not load torch.
+        from models.evaluation import tokenise
+
+        examples = self.examples(run.task.kind)
+        chosen = examples.train if part == "train" else examples.held_out
+        if run.privacy.enabled:
+            chosen = _with_agreed_labels(chosen, run.task.labels)
+        tokenised = tokenise(run, chosen)
+        lost = len(chosen) - len(tokenised)
+        if lost:
+            log.warning("%d %s examples have no answer within max_tokens.", lost, part)
+        return tokenised
 
     def contracts(self) -> tuple[Contract, ...]:
         """The contracts to learn from, read anew; what cannot be read is left out unsaid."""

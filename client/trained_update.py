@@ -174,7 +174,7 @@ class _ClipNorm:
     def save(self, round_: int, clip_norm: float) -> None:
         """Keep the value after round_."""
         values = {**self._read(), str(round_): clip_norm}
-        write_atomically(self._path, json.dumps(values).encode())
+        write_atomically(self._path, json.dumps(values).encode(), mode=0o600)
 
     def _read(self) -> dict[str, float]:
         if not self._path.exists():

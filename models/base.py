@@ -97,8 +97,8 @@ def _fetch_from_hub(model: ModelSettings) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise FoedusError(
             f"Model {model.id!r} is no embedded name ({', '.join(PRESETS)}), no local folder, and "
-            f"the Hub did not give it: {type(error).__name__}. Set model.id to a folder, or fill "
-            "the Hugging Face cache where there is a network."
+            f"the Hub's cache here lacks it: {type(error).__name__}. Name a folder, or fetch it as "
+            'this user: hf download ORG/MODEL --revision REVISION --exclude "*/*" (docs/site.md).'
         ) from error
 
 

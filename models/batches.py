@@ -84,18 +84,18 @@ def pack_batch(examples: Sequence[Tokenised], device: torch.device) -> tuple[Bat
 
 
 def evaluation_batches(
-    examples: Sequence[Tokenised], batch_size: int
+    examples: Sequence[Tokenised], batch_size: int, max_tokens: int = MAX_EVALUATION_TOKENS
 ) -> Iterator[tuple[list[int], list[Tokenised]]]:
     """(positions, examples) in order of length: least padding, nothing random.
 
-    A batch has at most `batch_size` examples, and MAX_EVALUATION_TOKENS padded tokens unless a
-    single example has more.
+    A batch has at most `batch_size` examples, and `max_tokens` padded tokens unless a single
+    example has more.
     """
     order = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
     chosen: list[int] = []
     for position in order:
         padded = (len(chosen) + 1) * examples[position].num_tokens
-        if chosen and (len(chosen) == batch_size or padded > MAX_EVALUATION_TOKENS):
+        if chosen and (len(chosen) == batch_size or padded > max_tokens):
             yield chosen, [examples[i] for i in chosen]
             chosen = []
         chosen.append(position)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models.adapted import AdaptedModel, adapted_model
-from models.batches import evaluation_batches, pad_batch
+from models.batches import MAX_EVALUATION_TOKENS, evaluation_batches, pad_batch
 from models.examples import ChatExample, ClauseExample, Example
 from models.losses import answer_losses, class_losses
 from models.tokens import Tokenised, tokenise_chats, tokenise_clauses
@@ -77,9 +77,11 @@ def evaluate(
     state: AdapterState,
     examples: Sequence[Tokenised],
     on_batch: Callable[[int], None] | None = None,
+    max_batch_tokens: int = MAX_EVALUATION_TOKENS,
 ) -> Scores:
     """Scores of `state` on tokenised examples; on_batch hears how many examples were done.
 
+    max_batch_tokens: at once, padding included, unless a single example has more.
     Errors: ValueError on no examples, as then there is no score.
     """
     if not examples:
@@ -89,18 +91,21 @@ def evaluate(
     adapted.network.eval()
     with torch.no_grad():
         if run.task.kind == "classify":
-            return _classification(adapted, examples, on_batch)
-        return _language(adapted, examples, on_batch)
+            return _classification(adapted, examples, on_batch, max_batch_tokens)
+        return _language(adapted, examples, on_batch, max_batch_tokens)
 
 
 def _classification(
-    adapted: AdaptedModel, examples: Sequence[Tokenised], on_batch: Callable[[int], None] | None
+    adapted: AdaptedModel,
+    examples: Sequence[Tokenised],
+    on_batch: Callable[[int], None] | None,
+    max_batch_tokens: int,
 ) -> ClassificationScores:
     predictions = np.zeros(len(examples), dtype=np.int64)
     targets = np.array([example.targets[0] for example in examples])
     total_loss = 0.0
     pad_id = int(adapted.base.tokenizer.pad_token_id or 0)
-    for positions, batch in evaluation_batches(examples, _BATCH_SIZE):
+    for positions, batch in evaluation_batches(examples, _BATCH_SIZE, max_batch_tokens):
         inputs, wanted = pad_batch(batch, pad_id, adapted.base.device, per_token=False)
         logits = adapted.class_logits(inputs)
         total_loss += float(class_losses(logits, wanted).sum())
@@ -136,11 +141,14 @@ def macro_f1(targets: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _language(
-    adapted: AdaptedModel, examples: Sequence[Tokenised], on_batch: Callable[[int], None] | None
+    adapted: AdaptedModel,
+    examples: Sequence[Tokenised],
+    on_batch: Callable[[int], None] | None,
+    max_batch_tokens: int,
 ) -> LanguageScores:
     total_loss, num_tokens = 0.0, 0
     pad_id = int(adapted.base.tokenizer.pad_token_id or 0)
-    for _, batch in evaluation_batches(examples, _CHAT_BATCH_SIZE):
+    for _, batch in evaluation_batches(examples, _CHAT_BATCH_SIZE, max_batch_tokens):
         inputs, targets = pad_batch(batch, pad_id, adapted.base.device, per_token=True)
         losses, counts = answer_losses(adapted.token_logits(inputs), targets)
         total_loss += float(losses.sum())

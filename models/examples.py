@@ -17,10 +17,14 @@ class ClauseExample:
 
 @dataclass(frozen=True, slots=True)
 class ChatExample:
-    """One conversation, (role, content) in order. The answers are what is learned."""
+    """One conversation, (role, content) in order. The answers are what is learned.
+
+    contract_text: what of a contract it was made of, without the request; empty = its turns.
+    """
 
     messages: tuple[tuple[str, str], ...]
     matter: str | None = None
+    contract_text: str = ""
 
 
 Example = ClauseExample | ChatExample

@@ -53,13 +53,11 @@ class AppendOnlyLines:
         lines = tail.splitlines()
         return lines[-1] if lines else None
 
-    def lines(self, start: int = 0, *, unfinished: bool = False) -> list[bytes]:
-        """All lines from byte `start` on. unfinished: half a line at the end counts as one too,
-        which is wrong while somebody may be writing. Errors: OSError."""
+    def lines(self, start: int = 0) -> list[bytes]:
+        """All lines from byte `start` on, without half a line at the end. Errors: OSError."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as stream:
             stream.seek(start)
             data = stream.read()
-        *whole, half = data.split(b"\n")
-        return [*whole, half] if half and unfinished else whole
+        return data.split(b"\n")[:-1]

@@ -60,22 +60,14 @@ class ChainedLines:
             end = Position(self.path.stat().st_size, sequence + 1, line_hash(line))
         return ChainedLine(whole, line_hash(line), end)
 
-    def heal(self) -> None:
-        """Cut off half a line that a crash left at the end."""
-        if self.path.exists():
-            with self._lines.alone():
-                self._lines.last_line()
+    def verify(self, after: Position | None = None) -> Iterator[ChainedLine]:
+        """Every line in order, from the start or after what was verified before. Half a line at the
+        end is left out: somebody is writing it, or a crash left it.
 
-    def verify(
-        self, after: Position | None = None, *, unfinished: bool = True
-    ) -> Iterator[ChainedLine]:
-        """Every line in order, from the start or after what was verified before.
-
-        unfinished: half a line at the end counts, and so is an error; else it is left out, for a
-        file that somebody is writing. Errors: FoedusError naming the first line that does not fit.
+        Errors: FoedusError naming the first line that does not fit.
         """
         at = after or Position()
-        for line in self._lines.lines(at.offset, unfinished=unfinished):
+        for line in self._lines.lines(at.offset):
             values = self._values(line, at.count + 1)
             if values.get("previous") != at.previous or values.get("sequence") != at.count:
                 raise FoedusError(

@@ -13,12 +13,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from protocol.errors import SettingsError
+from protocol.errors import SettingsError, shown
 
 T = TypeVar("T")
 Scalar = bool | int | float | str
 
-_LONGEST_SHOWN = 80
+_LONGEST_KEY = 80
 
 
 def setting(
@@ -52,7 +52,7 @@ def decode(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
-        problems.append(f"{prefix or 'top level'}: expected a mapping, got {values!r}.")
+        problems.append(f"{prefix or 'top level'}: expected a mapping, got {shown(values)}.")
         return None
     known = len(problems)
     hints = typing.get_type_hints(cls)
@@ -60,7 +60,7 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
     for key in values:
         if key not in fields:
             expected = f"expected one of {', '.join(fields)}"
-            problems.append(f"{prefix}{_shown(key)}: unknown setting; {expected}.")
+            problems.append(f"{prefix}{_shown_key(key)}: unknown setting; {expected}.")
     arguments: dict[str, Any] = {}
     for name, field in fields.items():
         path = f"{prefix}{name}"
@@ -78,12 +78,12 @@ def _decode(cls: type[Any], values: Mapping[str, Any], prefix: str, problems: li
     return result
 
 
-def _shown(key: object) -> str:
+def _shown_key(key: object) -> str:
     """A key from elsewhere: plain where it is a name, else quoted and cut, so that it forges no
     lines of a log."""
     if isinstance(key, str) and key.isascii() and all(map(str.isidentifier, key.split("."))):
-        return key[:_LONGEST_SHOWN]
-    return repr(key)[:_LONGEST_SHOWN]
+        return key[:_LONGEST_KEY]
+    return shown(key)
 
 
 def _decode_value(
@@ -100,11 +100,11 @@ def _decode_value(
         return _decode_value(hint, value, path, bounds, problems)
     converted = _as_scalar(hint, value)
     if converted is None:
-        problems.append(f"{path}: expected {_describe(hint)}, got {value!r}.")
+        problems.append(f"{path}: expected {_describe(hint)}, got {shown(value)}.")
         return None
     problem = _broken_bound(converted, bounds)
     if problem:
-        problems.append(f"{path}: {problem}, got {value!r}.")
+        problems.append(f"{path}: {problem}, got {shown(value)}.")
     return converted
 
 
@@ -112,7 +112,7 @@ def _decode_tuple(
     hint: Any, value: Any, path: str, bounds: Mapping[str, Any], problems: list[str]
 ) -> Any:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        problems.append(f"{path}: expected a list, got {value!r}.")
+        problems.append(f"{path}: expected a list, got {shown(value)}.")
         return None
     element = typing.get_args(hint)[0]
     return tuple(
@@ -130,8 +130,15 @@ def _as_scalar(hint: Any, value: Any) -> Scalar | None:
     if hint is int:
         return value if isinstance(value, int) else None
     if hint is float:
-        return float(value) if isinstance(value, int | float) else None
+        return _as_float(value) if isinstance(value, int | float) else None
     return value if hint is str and isinstance(value, str) else None
+
+
+def _as_float(value: float) -> float | None:
+    try:
+        return float(value)
+    except OverflowError:  # A whole number of over 300 digits.
+        return None
 
 
 def _broken_bound(value: Scalar, bounds: Mapping[str, Any]) -> str | None:
@@ -140,7 +147,7 @@ def _broken_bound(value: Scalar, bounds: Mapping[str, Any]) -> str | None:
         return f"expected one of {', '.join(map(str, choices))}"
     if isinstance(value, str | bool):
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "expected a finite number"
     if low is not None and value < low:
         return f"expected at least {low}"
@@ -199,5 +206,5 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both_value_and_group(key: str, part: str) -> SettingsError:
-    problem = f"{_shown(key)}: {_shown(part)} is both a value and a group."
+    problem = f"{_shown_key(key)}: {_shown_key(part)} is both a value and a group."
     return SettingsError("message", [problem])

@@ -7,13 +7,16 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+_LONGEST_VALUE, _LONGEST_PROBLEM, _LONGEST_TEXT = 80, 1_000, 8_000
+_MOST_PROBLEMS = 20
+
 
 class FoedusError(Exception):
     """Anything foedus refuses. The message is written for the person who has to act on it."""
 
 
 class SettingsError(FoedusError):
-    """One or more settings are wrong; all of them are listed at once.
+    """One or more settings are wrong; they are listed at once, the first 20 in the text.
 
     `problems` holds one sentence per setting.
     """
@@ -22,7 +25,10 @@ class SettingsError(FoedusError):
         self.where = where
         self.problems = tuple(problems)
         noun = "problem" if len(self.problems) == 1 else "problems"
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        listed = [_cut(problem, _LONGEST_PROBLEM) for problem in self.problems[:_MOST_PROBLEMS]]
+        if more := len(self.problems) - len(listed):
+            listed.append(f"and {more} more")
+        lines = "\n".join(f"  - {line}" for line in listed)
         super().__init__(f"{len(self.problems)} {noun} in {where}:\n{lines}")
 
 
@@ -44,6 +50,24 @@ class Refusal(FoedusError):
     def __init__(self, code: str, text: str) -> None:
         self.code = code
         super().__init__(text)
+
+
+def shown(value: object) -> str:
+    """A value from elsewhere as a message quotes it: on one line, 80 characters of it at most."""
+    try:
+        return _cut(repr(value), _LONGEST_VALUE)
+    except (ValueError, RecursionError):
+        # Whole numbers of over 4300 digits, lists within lists within lists.
+        return f"a {type(value).__name__} too large to show"
+
+
+def text_of(error: FoedusError) -> str:
+    """The message of an error about what somebody sent, cut to what a log has room for."""
+    return _cut(str(error), _LONGEST_TEXT)
+
+
+def _cut(text: str, most_characters: int) -> str:
+    return text if len(text) <= most_characters else f"{text[:most_characters]}…"
 
 
 def place_of(error: Exception) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import string
 import tempfile
 from pathlib import Path
+
+# How tempfile ends a name.
+_RANDOM_END = f"[{string.ascii_lowercase}{string.digits}_]" * 8
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -26,6 +30,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Delete what a crash within write_atomically left of files in `folder`.
+
+    names: a glob. Call it where nobody else can be writing one of them.
+    """
+    for path in folder.glob(f".{names}.{_RANDOM_END}"):
+        path.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:

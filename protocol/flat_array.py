@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from protocol.adapter import FloatArray, pack
-from protocol.errors import WireError
+from protocol.errors import WireError, shown
 from protocol.reasons import RejectionReason
 
 # The array's name in its record.
@@ -35,7 +35,7 @@ def flat_array(record: ArrayRecord) -> FloatArray:
     if array.stype != "numpy.ndarray" or array.dtype != "float32":
         raise WireError(
             RejectionReason.WRONG_DTYPE,
-            f"Expected float32 as numpy.ndarray, got {array.dtype!r} as {array.stype!r}.",
+            f"Expected float32 as numpy.ndarray, got {shown(array.dtype)} as {shown(array.stype)}.",
         )
     if len(array.data) > MAX_ADAPTER_BYTES:
         raise WireError(
@@ -74,5 +74,6 @@ def expect_keys(mapping: Mapping[str, Any], names: set[str]) -> None:
     if set(mapping) != names:
         unknown, missing = sorted(set(mapping) - names), sorted(names - set(mapping))
         raise WireError(
-            RejectionReason.MALFORMED, f"Unknown keys {unknown}, missing keys {missing}."
+            RejectionReason.MALFORMED,
+            f"Unknown keys {shown(unknown)}, missing keys {shown(missing)}.",
         )

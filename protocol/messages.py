@@ -17,11 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from protocol.adapter import AdapterState, FloatArray, Layout, layout_digest, unpack
 from protocol.codec import decode, encode, flatten, unflatten
-from protocol.errors import SettingsError, WireError
+from protocol.errors import SettingsError, WireError, shown
 from protocol.flat_array import array_record, expect_keys, flat_array
 from protocol.plausible_numbers import expect_plausible
 from protocol.reasons import RefusalReason, RejectionReason
-from protocol.secure_aggregation.wire import MAX_ROUND
+from protocol.secure_aggregation.wire import MAX_ROUND, is_run_id
 from protocol.settings import RunSettings
 
 PROTOCOL_VERSION = 1
@@ -36,7 +36,6 @@ PRIVATE_TRAIN_METRICS = frozenset({"num_steps"})
 
 # Flower's stock loop adds this key to every request; it repeats our own round.
 _FLOWER_ROUND = "server-round"
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHAPE = re.compile(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,3}")
 
@@ -88,14 +87,6 @@ class Request:
             raise WireError(RefusalReason.MALFORMED_REQUEST, f"Request: {error}") from error
 
 
-class TrainRequest(Request):
-    """Train on the site's own data and send back the update."""
-
-
-class EvaluateRequest(Request):
-    """Evaluate the adapter on the site's held-out data and send back numbers."""
-
-
 def named_run(content: RecordDict) -> tuple[str, int]:
     """Run and round that a request names, without reading anything else of it.
 
@@ -106,25 +97,23 @@ def named_run(content: RecordDict) -> tuple[str, int]:
     if not isinstance(config, ConfigRecord):
         return UNKNOWN_RUN, 0
     run_id, round_ = config.get("run_id"), config.get("round")
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         return UNKNOWN_RUN, 0
     if type(round_) is not int or not 0 <= round_ <= MAX_ROUND:
         return UNKNOWN_RUN, 0
     return run_id, round_
 
 
-def train_request(
-    run_id: str, round_: int, settings: RunSettings, state: AdapterState
-) -> TrainRequest:
-    """A request to train."""
-    return TrainRequest("train", run_id, round_, settings, state)
+def train_request(run_id: str, round_: int, settings: RunSettings, state: AdapterState) -> Request:
+    """Train on the site's own data and send back the update."""
+    return Request("train", run_id, round_, settings, state)
 
 
 def evaluate_request(
     run_id: str, round_: int, settings: RunSettings, state: AdapterState
-) -> EvaluateRequest:
-    """A request to evaluate."""
-    return EvaluateRequest("evaluate", run_id, round_, settings, state)
+) -> Request:
+    """Evaluate the adapter on the site's held-out data and send back numbers."""
+    return Request("evaluate", run_id, round_, settings, state)
 
 
 @dataclass(frozen=True)
@@ -162,14 +151,6 @@ class Reply:
         return RecordDict(records)
 
 
-class TrainReply(Reply):
-    """An update and the numbers of its training."""
-
-
-class EvaluateReply(Reply):
-    """The numbers of an evaluation."""
-
-
 @dataclass(frozen=True)
 class ExpectedReply:
     """What admission compares a reply with. `layout` is empty for an evaluation; `private`: no
@@ -205,14 +186,14 @@ class ExpectedReply:
         metrics = self._metrics(content)
         if not self.layout:
             expect_keys(content, {CONFIG, METRICS})
-            return EvaluateReply(self.run_id, self.round, "ok", metrics)
+            return Reply(self.run_id, self.round, "ok", metrics)
         expect_keys(content, {CONFIG, METRICS, ARRAYS})
         expected_digest = layout_digest(self.layout)
         _expect(
             config["layout_digest"], expected_digest, RejectionReason.WRONG_LAYOUT, "layout_digest"
         )
         flat = flat_array(_record(content, ARRAYS, ArrayRecord))
-        return TrainReply(self.run_id, self.round, "ok", metrics, unpack(flat, self.layout))
+        return Reply(self.run_id, self.round, "ok", metrics, unpack(flat, self.layout))
 
     def _metrics(self, content: RecordDict) -> dict[str, float]:
         allowed = TRAIN_METRICS if self.kind == "train" else EVALUATE_METRICS
@@ -223,7 +204,7 @@ class ExpectedReply:
         if not set(values) <= allowed or not set(values) >= required:
             raise WireError(
                 RejectionReason.MALFORMED,
-                f"Expected metrics out of {sorted(allowed)}, got {sorted(values)}.",
+                f"Expected metrics out of {sorted(allowed)}, got {shown(sorted(values))}.",
             )
         metrics: dict[str, float] = {}
         for name, value in values.items():
@@ -246,7 +227,7 @@ def _parse_request(content: RecordDict, kind: Kind) -> Request:
     header = nested["adapter"]
     expect_keys(header, {"names", "shapes", "base_digest"})
     run_id, round_ = nested["run_id"], nested["round"]
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise ValueError("run_id is not 32 hex digits.")
     first = 1 if kind == "train" else 0
     if type(round_) is not int or not first <= round_ <= settings.federation.rounds:
@@ -264,9 +245,7 @@ def _parse_request(content: RecordDict, kind: Kind) -> Request:
     )
     if not np.isfinite(flat).all():
         raise ValueError("the adapter holds NaN or infinity.")
-    return (TrainRequest if kind == "train" else EvaluateRequest)(
-        kind, run_id, round_, settings, state
-    )
+    return Request(kind, run_id, round_, settings, state)
 
 
 def _parse_layout(names: list[str], shapes: list[str]) -> dict[str, tuple[int, ...]]:

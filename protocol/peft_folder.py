@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 
 from protocol.adapter import AdapterState, factor_of
 from protocol.codec import decode, encode
-from protocol.errors import FoedusError
+from protocol.errors import FoedusError, shown
 from protocol.files import write_atomically
 from protocol.settings import RunSettings
 
@@ -62,14 +63,25 @@ def read_peft_folder(folder: Path) -> tuple[AdapterState, RunSettings]:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise FoedusError(f"The adapter folder {folder} is damaged: {error}.") from error
+    except (KeyError, TypeError) as error:  # What NumPy has no type for, such as bfloat16.
+        raise _not_float32(folder, str(error)) from error
     schema = facts.get("schema") if isinstance(facts, dict) else None
     if schema != _SCHEMA or facts.keys() != _FACTS_KEYS:
         raise FoedusError(
             f"Expected schema {_SCHEMA} in {folder / FACTS}, got {schema!r} or other keys. "
             "Use the release of foedus that wrote it."
         )
+    for name in ("base_digest", "adapter_digest"):
+        if not isinstance(facts[name], str):
+            raise FoedusError(
+                f"Expected a text as {name} in {folder / FACTS}, got {shown(facts[name])}. "
+                "Copy the folder again from its source."
+            )
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32:
+            raise _not_float32(folder, f"{tensor.dtype} for {shown(name)}")
     settings = decode(RunSettings, facts["settings"], str(folder / FACTS))
     state = AdapterState(
         tensors,
@@ -84,6 +96,13 @@ def read_peft_folder(folder: Path) -> tuple[AdapterState, RunSettings]:
             f"({facts['adapter_digest'][:12]}…). Copy the folder again from its source."
         )
     return state, settings
+
+
+def _not_float32(folder: Path, found: str) -> FoedusError:
+    return FoedusError(
+        f"Expected float32 tensors in {folder / WEIGHTS}, got {found}. Copy the folder again from "
+        "its source: a converted adapter is not the one that was released."
+    )
 
 
 def peft_config(

@@ -19,7 +19,6 @@ class RefusalReason(StrEnum):
     CODE_DIFFERS = "code_differs"
     NO_DATA = "no_data"
     UNKNOWN_LABELS = "unknown_labels"
-    MISSING_PERSONAL_STATE = "missing_personal_state"
     POLICY = "policy"
     OUTSIDE_HOURS = "outside_hours"
     CONSENT_PENDING = "consent_pending"

@@ -7,7 +7,6 @@ arrived as it was sent.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +24,9 @@ from protocol.secure_aggregation.wire import (
     SECURE,
     Phase,
     content_size,
+    is_run_id,
     message_digest,
 )
-
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def _facts_of_phase(content: RecordDict) -> ReplyFacts:
 
 def _facts(kind: str, header: Mapping[str, Any], digest: str, num_bytes: int) -> ReplyFacts:
     run_id, round_, status = (header.get(name) for name in ("run_id", "round", "status"))
-    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise _malformed("a run_id of 32 hex digits")
     if type(round_) is not int or not 0 <= round_ <= MAX_ROUND:
         raise _malformed("a round")

@@ -75,6 +75,11 @@ class _Configuration(RunSettings):
 
     coordinator: CoordinatorSettings = field(kw_only=True)
 
+    @property
+    def run_settings(self) -> RunSettings:
+        """The part that every site must know."""
+        return RunSettings(**{f.name: getattr(self, f.name) for f in fields(RunSettings)})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -154,8 +159,7 @@ def compose_plan(overrides: list[str]) -> Plan:
     Errors: SettingsError with everything that is wrong at once.
     """
     configuration = decode(_Configuration, _composed(overrides), _WHERE)
-    coordinator = configuration.coordinator
-    settings = RunSettings(**{f.name: getattr(configuration, f.name) for f in fields(RunSettings)})
+    coordinator, settings = configuration.coordinator, configuration.run_settings
     evaluation = None
     if coordinator.test_set:
         examples = read_test_set(Path(coordinator.test_set), settings.task.kind)
@@ -179,7 +183,7 @@ def checked_plan(overrides: list[str]) -> Plan:
 
 def compose_settings(overrides: list[str]) -> RunSettings:
     """The part of the plan that every site must know. Errors: as `compose_plan`."""
-    return decode(RunSettings, _run_part(_composed(overrides)), _WHERE)
+    return decode(_Configuration, _composed(overrides), _WHERE).run_settings
 
 
 def release_finished(

@@ -28,7 +28,7 @@ def gather(
 ) -> tuple[str, ...]:
     """Wait until every member's node is online, `wait_seconds` at most; returns who is missing.
 
-    site_names: node id -> name, see `awaited`. say: called with the names that are waited for, once,
+    site_names: node id -> name, see `awaited`. say: called once with the names that are waited for,
     and not at all where nobody is missing.
     """
     give_up = time.monotonic() + wait_seconds

@@ -18,6 +18,11 @@ class LastingProblems:
             self._told[about] = problem
             self._log.error("%s: %s", about, problem)
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """One sentence for each thing that has a problem now."""
+        return tuple(f"{about}: {problem}" for about, problem in self._told.copy().items())
+
     def over(self, about: str) -> None:
         """It has none now; the same one is told again when it comes back."""
         self._told.pop(about, None)

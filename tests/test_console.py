@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_runs import write_site
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -70,6 +72,27 @@ def test_the_words_after_client_reach_its_commands() -> None:
     done = foedus("client", "sell")
     assert done.returncode == 2
     assert "foedus client" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("client", "log", "--config", "{config}"),
+        ("server", "init", "x", "--folder", "{file}/in", "--address", "localhost:1"),
+    ],
+    ids=["client", "server"],
+)
+def test_what_the_system_denies_is_one_line_with_the_file_and_status_2(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """A folder where a file is expected, and the other way round, stand for a full disk."""
+    file, config = tmp_path / "file", write_site(tmp_path / "site", 1)
+    file.touch()
+    (config.parent / "state" / "receipts.jsonl").mkdir(parents=True)
+    done = foedus(*(word.format(file=file, config=config) for word in words))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("foedus: ") and "directory" in line and str(tmp_path) in line
 
 
 @pytest.mark.parametrize("given", [None, "1"])

@@ -73,11 +73,7 @@ def audit_site(
     Errors: FoedusError where canaries do not fit the run.
     """
     repeats = default_repeats(run) if repeats is None else repeats
-    if run.privacy.enabled and run.privacy.unit == "example" and repeats != 1:
-        raise FoedusError(
-            f"Expected repeats=1 where privacy.unit=example, got {repeats}: a canary of several "
-            "examples is several units, and no epsilon is promised for them together."
-        )
+    _expect_one_unit_a_canary(run, repeats)
     claimed = claimed_epsilon(run) if accountant_epsilon is None else accountant_epsilon
     site = _SiteAudit(
         tuple(examples), tuple(canaries), repeats, start, between_rounds, confidence, claimed
@@ -101,6 +97,14 @@ def audit_site(
         audited=audited,
         control=controlled,
     )
+
+
+def _expect_one_unit_a_canary(run: RunSettings, repeats: int) -> None:
+    if run.privacy.enabled and run.privacy.unit == "example" and repeats != 1:
+        raise FoedusError(
+            f"Expected repeats=1 where privacy.unit=example, got {repeats}: a canary of several "
+            "examples is several units, and no epsilon is promised for them together."
+        )
 
 
 @dataclass(frozen=True)

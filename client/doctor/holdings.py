@@ -12,7 +12,7 @@ from client.countersigned import KeptCountersignatures
 from client.doctor.findings import Check, Finding, fail, ok, warn
 from client.inventory import take_inventory
 from client.policy.hours import within_hours
-from client.runner.supervisor import UP_STATE
+from client.runner.supervisor import UP_STATE, is_up
 from client.site import Site
 from protocol.codec import encode
 
@@ -98,24 +98,16 @@ def _receipts(site: Site) -> Iterator[Finding]:
 
 
 def _service(site: Site) -> Iterator[Finding]:
+    if not is_up(site.state_folder):
+        yield warn("service", "foedus client up is not running", "Start it to take part.")
+        return
     try:
         told = json.loads((site.state_folder / UP_STATE).read_text(encoding="utf-8"))
-        running, state = _is_running(int(told["pid"])), str(told["node_state"])
+        state = str(told["node_state"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        running, told, state = False, {}, ""
-    if not running:
-        yield warn("service", "foedus client up is not running", "Start it to take part.")
-    elif problem := told.get("problem"):
+        yield warn("service", f"up, with no {UP_STATE} yet", "See state/up.log.")
+        return
+    if problem := told.get("problem"):
         yield warn("service", f"up, {state}: {problem}", "See state/up.log.")
     else:
         yield ok("service", f"up, {state}")
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -25,6 +25,7 @@ def machine_checks(site: Site) -> tuple[Check, ...]:
         Check("disk", lambda: _disk(site)),
         Check("memory", _memory),
         Check("accelerator", _accelerator),
+        Check("threads", lambda: _threads(site)),
         Check("versions", _versions),
     )
 
@@ -61,16 +62,23 @@ def _memory() -> Iterator[Finding]:
 def _accelerator() -> Iterator[Finding]:
     import torch
 
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         yield ok("accelerator", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
     else:
         yield ok("accelerator", "no CUDA device: this site trains on the processor")
-    text = f"torch uses {threads} of {cores} cores"
+
+
+def _threads(site: Site) -> Iterator[Finding]:
+    """What training under `foedus client up` will use, which sets it for its processes."""
+    import torch
+
+    chosen, cores = site.settings.threads, os.cpu_count() or 1
+    threads = chosen or torch.get_num_threads()
+    text = f"training uses {threads} threads on {cores} cores"
     if threads > cores:
-        advice = "Set OMP_NUM_THREADS to the site's share: more threads than cores are slower."
+        advice = "Set `threads` in site.yaml to the site's share: more than cores are slower."
         yield warn("threads", text, advice)
     else:
         yield ok("threads", text)

@@ -6,12 +6,11 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 
 import httpx
 
 from client.doctor.findings import Check, Finding, fail, ok, warn
-from client.runner.outage import HEALTH_PATH
+from client.runner.outage import clock_ahead_seconds
 from client.site import Site
 from protocol.consortium.invitation import Invitation, split_address
 
@@ -66,26 +65,20 @@ def _tls(invitation: Invitation) -> Iterator[Finding]:
 
 
 def _clock(invitation: Invitation) -> Iterator[Finding]:
-    url = f"https://{invitation.address}{HEALTH_PATH}"
     try:
-        asked = time.time()
-        response = httpx.get(url, verify=_context(invitation), timeout=_TIMEOUT_SECONDS)
-        answered = time.time()
-        theirs = parsedate_to_datetime(response.headers["date"]).timestamp()
+        ahead = clock_ahead_seconds(invitation.address, _context(invitation))
     except (httpx.HTTPError, OSError) as error:
         text = f"not compared: the coordinator does not answer ({type(error).__name__})"
         yield fail("clock", text, "See tls.")
         return
-    except (KeyError, ValueError):
+    except ValueError:
         text = f"not compared: what answers at {invitation.address} is no coordinator of foedus"
         yield fail("clock", text, "Compare the address with the coordinator's operator.")
         return
-    # The header counts whole seconds, cut off.
-    off = (asked + answered) / 2 - (theirs + 0.5)
-    text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the coordinator's"
-    if abs(off) > _CLOCK_FAIL_SECONDS:
+    text = f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+    if abs(ahead) > _CLOCK_FAIL_SECONDS:
         yield fail("clock", text, "Set the clock (NTP): signed requests are refused.")
-    elif abs(off) > _CLOCK_WARN_SECONDS:
+    elif abs(ahead) > _CLOCK_WARN_SECONDS:
         yield warn("clock", text, "Set the clock (NTP) before it drifts further.")
     else:
         yield ok("clock", text)

@@ -32,11 +32,14 @@ def join(
     folder: Annotated[Path, typer.Option(help="The site's own folder.")] = Path("."),
     passphrase_file: Annotated[
         Path | None,
-        typer.Option(help="Its first line encrypts the keys; else FOEDUS_PASSPHRASE, else none."),
+        typer.Option(
+            help="Its first line encrypts the keys; else that of the file FOEDUS_PASSPHRASE_FILE, "
+            "else FOEDUS_PASSPHRASE, else none."
+        ),
     ] = None,
     fingerprint: Annotated[
-        str, typer.Option(help="The coordinator's, as read to you; refuse any other.")
-    ] = "",
+        str | None, typer.Option(help="The coordinator's, as read to you; refuse any other.")
+    ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="The same keys, to stay longer.")] = False,
     rotate: Annotated[bool, typer.Option("--rotate", help="New keys for a member.")] = False,
     as_json: _Json = False,
@@ -68,10 +71,17 @@ def join(
     _show_request(folder, invited, request, as_json)
 
 
-def _expect_coordinator(invitation: Invitation, fingerprint: str) -> None:
+def _expect_coordinator(invitation: Invitation, fingerprint: str | None) -> None:
     from protocol.errors import FoedusError
 
-    if fingerprint and "".join(fingerprint.split()) != invitation.fingerprint.replace(" ", ""):
+    if fingerprint is None:
+        return
+    if not fingerprint.strip():
+        raise FoedusError(
+            "Expected the coordinator's fingerprint after --fingerprint, got nothing. Was a "
+            "variable not set? To join without comparing, leave --fingerprint out."
+        )
+    if "".join(fingerprint.split()) != invitation.fingerprint.replace(" ", ""):
         raise FoedusError(
             f"Expected the coordinator {fingerprint}, the invitation is of "
             f"{invitation.fingerprint}. Do not join: somebody may have changed it on its way."

@@ -18,6 +18,7 @@ from client.enrolment.site_files import (
     SETTINGS,
     STATE,
     SUPERNODE_KEY,
+    enrolment_alone,
     pending,
 )
 from client.site import Site, SiteSettings
@@ -41,26 +42,39 @@ _SETTLED = ("name", "contracts", "state", "identity", "roster", "consortium", "s
 def join(
     folder: Path, invitation: Invitation, name: str, passphrase_file: Path | None, now: int
 ) -> EnrolmentRequest:
-    """Make both keys, the settings and the request, in a folder of the site's own.
+    """Make both keys, the request and the settings, in a folder of the site's own.
 
-    passphrase_file: opens the keys, see passphrase.read_passphrase. now: Unix seconds.
-    Errors: FoedusError where the folder has keys or settings already; SettingsError for a name
-    that is none.
+    The settings come last: a folder that has keys and none is one where joining was cut off, and
+    its keys are used. passphrase_file: opens the keys, see passphrase.read_passphrase. now: Unix
+    seconds. Errors: FoedusError where the folder has settings already, or keys that do not open;
+    SettingsError for a name that is none.
     """
-    taken = [file for file in (IDENTITY, SUPERNODE_KEY, SETTINGS) if (folder / file).exists()]
-    if taken:
+    if (folder / SETTINGS).exists():
         raise FoedusError(
-            f"Expected a folder without {', '.join(taken)} at {folder}: this site has joined "
-            "already. --renew makes its request again, --rotate makes new keys."
+            f"Expected a folder without {SETTINGS} at {folder}: this site has joined already. "
+            "--renew makes its request again, --rotate makes new keys."
         )
     passphrase = read_passphrase(passphrase_file)
-    identity, supernode = Identity.generate(), make_supernode_key()
+    identity_file, supernode_file = folder / IDENTITY, folder / SUPERNODE_KEY
+    has_identity, has_supernode = identity_file.exists(), supernode_file.exists()
+    identity = load_identity(identity_file, passphrase) if has_identity else Identity.generate()
+    supernode = (
+        load_supernode_key(supernode_file, passphrase) if has_supernode else make_supernode_key()
+    )
     request = _request(name, identity, supernode, invitation, now)
-    for inner in (CONTRACTS, STATE):
-        (folder / inner).mkdir(parents=True, exist_ok=True)
-    save_identity(folder / IDENTITY, identity, passphrase)
-    save_supernode_key(folder / SUPERNODE_KEY, supernode, passphrase)
+    (folder / CONTRACTS).mkdir(parents=True, exist_ok=True)
+    (folder / STATE).mkdir(exist_ok=True, mode=0o700)
+    if not has_identity:
+        save_identity(identity_file, identity, passphrase)
+    if not has_supernode:
+        save_supernode_key(supernode_file, supernode, passphrase)
     invitation.save(folder / INVITATION)
+    write_atomically(folder / REQUEST, request.to_json().encode())
+    write_atomically(folder / SETTINGS, _settings_text(name, passphrase_file).encode())
+    return request
+
+
+def _settings_text(name: str, passphrase_file: Path | None) -> str:
     settings = SiteSettings(
         name=name,
         contracts=CONTRACTS,
@@ -74,10 +88,7 @@ def join(
     left_out = set(SiteSettings.__dataclass_fields__) - {*_SETTLED}
     if passphrase_file:
         left_out.discard("passphrase_file")
-    text = commented_yaml(settings, _OPENING, left_out)
-    write_atomically(folder / SETTINGS, text.encode())
-    write_atomically(folder / REQUEST, request.to_json().encode())
-    return request
+    return commented_yaml(settings, _OPENING, left_out)
 
 
 def renew(folder: Path, now: int) -> EnrolmentRequest:
@@ -101,10 +112,11 @@ def rotate(folder: Path, now: int) -> EnrolmentRequest:
     """
     joined = _Joined.read(folder)
     identity_file, supernode_file = pending(joined.identity_file), pending(joined.supernode_file)
-    if not identity_file.exists():
-        save_identity(identity_file, Identity.generate(), joined.passphrase)
-    if not supernode_file.exists():
-        save_supernode_key(supernode_file, make_supernode_key(), joined.passphrase)
+    with enrolment_alone(joined.site):
+        if not identity_file.exists():
+            save_identity(identity_file, Identity.generate(), joined.passphrase)
+        if not supernode_file.exists():
+            save_supernode_key(supernode_file, make_supernode_key(), joined.passphrase)
     request = _request(
         joined.member_name,
         load_identity(identity_file, joined.passphrase),
@@ -120,7 +132,7 @@ def rotate(folder: Path, now: int) -> EnrolmentRequest:
 @dataclass(frozen=True)
 class _Joined:
     """A site that has joined, with its keys open. member_name: as the roster calls it, or, before
-    it is in there, as its last request did."""
+    it is in there, as site.yaml does."""
 
     invitation: Invitation
     passphrase: bytes | None
@@ -129,6 +141,7 @@ class _Joined:
     identity: Identity
     supernode: ec.EllipticCurvePrivateKey
     member_name: str
+    site: Site
 
     @classmethod
     def read(cls, folder: Path) -> _Joined:
@@ -149,7 +162,8 @@ class _Joined:
             site.supernode_key_file,
             identity,
             load_supernode_key(site.supernode_key_file, passphrase),
-            entry.name if entry else EnrolmentRequest.read(folder / REQUEST).name,
+            entry.name if entry else site.settings.name,
+            site,
         )
 
 

@@ -1,7 +1,8 @@
 """The signed roster as this site keeps it: fetched, checked from the pinned key, never rolled back.
 
 The site believes the key of its invitation, and through it each later version. What the coordinator
-sends is written only if it goes on from what is kept; so is a key rotation of this site's own.
+sends is written only if it goes on from what is kept; so is a key rotation of this site's own. The
+supervisor and `foedus client roster` may do both at the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from client.enrolment.coordinator_api import CoordinatorApi, NotAdmitted
 from client.enrolment.keys import load_supernode_key
-from client.enrolment.site_files import pending, set_aside
+from client.enrolment.site_files import enrolment_alone, pending, set_aside
 from client.site import Site
 from protocol.consortium import supernode_key
 from protocol.consortium.chain import (
@@ -32,6 +33,8 @@ from protocol.files import write_atomically
 log = logging.getLogger("foedus.client")
 
 _PATH = "/v1/foedus/roster"
+# About 800 versions of 100 members each.
+_MAX_OFFERED_BYTES = 32 << 20
 
 
 def refresh_roster(site: Site) -> SignedRoster:
@@ -43,15 +46,22 @@ def refresh_roster(site: Site) -> SignedRoster:
     invitation, roster_file = _files(site)
     kept = kept_versions(site)
     after = kept[-1].version - 1 if kept else 0
-    offered = _offered_lines(_fetch(site, invitation, f"{_PATH}?after={after}"))
+    offered = _offered_lines(site, invitation, after)
     # The newest version kept here is asked for again, to see that it is the coordinator's too.
     lines = [version.to_line() for version in kept[:-1]] + offered
     versions = verify_chain(lines, invitation.coordinator_key)
     if kept:
         refuse_rollback(kept[-1], versions)
-    if not kept or versions[-1].version > kept[-1].version:
+    with enrolment_alone(site):
+        # While the coordinator answered, another process may have kept a newer version.
+        kept = kept_versions(site)
+        shared = min(len(kept), len(versions))
+        if shared:
+            refuse_rollback(kept[shared - 1], versions)
+        if shared == len(versions):
+            return kept[-1]
         write_atomically(roster_file, "".join(f"{line}\n" for line in lines).encode())
-        log.info("The roster is now version %d.", versions[-1].version)
+    log.info("The roster is now version %d.", versions[-1].version)
     return versions[-1]
 
 
@@ -72,6 +82,11 @@ def take_up_new_keys(site: Site, newest: SignedRoster) -> list[Path]:
     Returns the files that changed; the SuperNode and the runner must be started again for them.
     Errors: FoedusError where a key does not open.
     """
+    with enrolment_alone(site):
+        return _taken_up(site, newest)
+
+
+def _taken_up(site: Site, newest: SignedRoster) -> list[Path]:
     passphrase = read_passphrase(site.passphrase_file)
     changed = []
     if site.identity_file and pending(site.identity_file).exists():
@@ -129,10 +144,34 @@ def _files(site: Site) -> tuple[Invitation, Path]:
     return Invitation.read(site.invitation_file), site.roster_file
 
 
-def _offered_lines(answer: Any) -> list[str]:
+def _offered_lines(site: Site, invitation: Invitation, after: int) -> list[str]:
+    """The versions after this one, which the coordinator sends in pages."""
+    lines: list[str] = []
+    num_bytes, newest = 0, after + 1
+    while after + len(lines) < newest:
+        answer = _fetch(site, invitation, f"{_PATH}?after={after + len(lines)}")
+        page, newest = _page(answer)
+        lines += page
+        num_bytes += sum(map(len, page))
+        if not page:
+            break
+        if num_bytes > _MAX_OFFERED_BYTES:
+            raise ChainError(
+                f"Expected a roster of at most {_MAX_OFFERED_BYTES >> 20} MiB, got a larger one."
+            )
+    return lines
+
+
+def _page(answer: Any) -> tuple[list[str], int]:
+    """Versions, and the number of the newest that there is."""
     lines = answer.get("lines") if isinstance(answer, dict) else None
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+    newest = answer.get("newest") if isinstance(answer, dict) else None
+    if (
+        not isinstance(lines, list)
+        or not all(isinstance(line, str) for line in lines)
+        or not isinstance(newest, int)
+    ):
         raise ChainError("Expected the roster's versions from the coordinator, got something else.")
     if any(not line.isascii() or not line.isprintable() for line in lines):
         raise ChainError("Expected each version of the roster on one line of ASCII, got others.")
-    return lines
+    return lines, newest

@@ -21,19 +21,21 @@ def chat_examples(contract: Contract) -> tuple[ChatExample, ...]:
     """
     if contract.messages:
         messages = tuple((m.role, m.content) for m in contract.messages)
-        return (ChatExample(messages, contract.matter),)
+        return (ChatExample(messages, contract.matter, contract.text),)
     if contract.label is not None:
         if len(contract.text) < _MIN_CHARACTERS:
             return ()
         topic = contract.label.replace("_", " ").lower()
-        return (_exchange(f"Draft a contract clause on {topic}.", contract.text, contract),)
+        request = f"Draft a contract clause on {topic}."
+        return (_exchange(request, contract.text, contract, contract.text),)
     return tuple(
-        _exchange(CONTINUE + opening, rest, contract) for opening, rest in _passages(contract.text)
+        _exchange(CONTINUE + opening, rest, contract, f"{opening} {rest}")
+        for opening, rest in _passages(contract.text)
     )
 
 
-def _exchange(request: str, answer: str, contract: Contract) -> ChatExample:
-    return ChatExample((("user", request), ("assistant", answer)), contract.matter)
+def _exchange(request: str, answer: str, contract: Contract, contract_text: str) -> ChatExample:
+    return ChatExample((("user", request), ("assistant", answer)), contract.matter, contract_text)
 
 
 def _passages(text: str) -> list[tuple[str, str]]:

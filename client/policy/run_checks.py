@@ -77,8 +77,12 @@ def _effort_problems(policy: PolicySettings, run: RunSettings) -> Iterator[str]:
     epochs, most = training.local_epochs, policy.maximum_local_epochs
     if most and not private and epochs > most:
         yield f"maximum_local_epochs: {most} at most, got training.local_epochs={epochs}."
-    if policy.maximum_batch_tokens:
-        yield from _batch_problems(policy.maximum_batch_tokens, run)
+    most, batch, tokens = policy.maximum_batch_tokens, training.batch_size, run.model.max_tokens
+    if most and batch * tokens > most:
+        yield (
+            f"maximum_batch_tokens: {most} at most, got training.batch_size={batch} of "
+            f"model.max_tokens={tokens}."
+        )
     most = policy.maximum_steps_per_round
     if not most:
         return
@@ -90,19 +94,6 @@ def _effort_problems(policy: PolicySettings, run: RunSettings) -> Iterator[str]:
         yield (
             f"maximum_steps_per_round: {most} batches at most, got training.max_steps={asked} "
             f"(0 = any) of training.gradient_accumulation={batches}."
-        )
-
-
-def _batch_problems(most: int, run: RunSettings) -> Iterator[str]:
-    """A matter is never split between batches, however small these are."""
-    by_matter = run.privacy.enabled and run.privacy.unit == "matter"
-    matter = run.privacy.examples_per_matter if by_matter else 0
-    batch, tokens = run.training.batch_size, run.model.max_tokens
-    if max(batch, matter) * tokens > most:
-        of_a_matter = f" and privacy.examples_per_matter={matter}" if by_matter else ""
-        yield (
-            f"maximum_batch_tokens: {most} at most, got training.batch_size={batch}{of_a_matter} "
-            f"of model.max_tokens={tokens}."
         )
 
 

@@ -33,7 +33,7 @@ class PolicySettings:
     maximum_steps_per_round: int = setting(
         0, minimum=0, doc="batches trained on in a round; steps, in a private run"
     )
-    maximum_batch_tokens: int = setting(0, minimum=0, doc="tokens trained on at once")
+    maximum_batch_tokens: int = setting(0, minimum=0, doc="tokens of a batch, padding included")
     maximum_wall_seconds: float = setting(
         0.0, minimum=0.0, doc="work for one request; training stops and declines after it"
     )

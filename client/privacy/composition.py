@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from client.privacy.accounting import Cost, epsilon_spent
 from client.privacy.ledger_rows import CONFIRMED, LedgerContent, LedgerRow
-from client.privacy.units import NO_MATTER
+from client.privacy.units import NO_MATTER, first_dataset_digest
 
 # One step without noise: no epsilon is large enough.
 _UNBOUNDED = Cost(1.0, 0.0, 1)
@@ -140,13 +140,23 @@ def _matter_accounts(
 
 
 def _pasts(ledger: LedgerContent, content: bytes, unit: str) -> dict[bytes, frozenset[str]]:
-    """For each unit of a data set, the data sets of past rounds that touched it."""
+    """For each unit of a data set, the data sets of past rounds that touched it.
+
+    Between the ledger's first version and today's no example can be recognised, and so no renamed
+    matter: there every round counts against every unit.
+    """
     touched: dict[bytes, set[str]] = defaultdict(set)
     matters = _examples_by_matter(content)
     examples = frozenset(example for of_matter in matters.values() for example in of_matter)
     units = examples if unit == "example" else frozenset(matters) - {NO_MATTER}
+    is_first = first_dataset_digest(content) in ledger.data_sets
     for digest in {row.data_set for row in ledger.rows}:
-        past = _examples_by_matter(ledger.data_sets[digest])
+        past_content = ledger.data_sets[digest]
+        if (first_dataset_digest(past_content) == digest) is not is_first:
+            for one in units:
+                touched[one].add(digest)
+            continue
+        past = _examples_by_matter(past_content)
         past_examples = examples.intersection(*[[e for of_m in past.values() for e in of_m]])
         if unit == "example":
             of_past: Iterable[bytes] = past_examples

@@ -27,6 +27,7 @@ from client.privacy.ledger_rows import (
     insert,
     problem_in,
     read_content,
+    unusable,
 )
 from client.privacy.units import DataUnits
 from client.receipts import ReceiptLog
@@ -145,7 +146,7 @@ class Ledger:
     def _content(self) -> LedgerContent:
         if not self.path.exists():
             return self._checked(LedgerContent([], {}))
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return self._checked(read_content(connection))
 
     def _checked(self, content: LedgerContent) -> LedgerContent:
@@ -173,17 +174,31 @@ class Ledger:
             # Before SQLite opens it, so that the file is never readable by others.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             os.chmod(self.path, 0o600)
-            uri = f"{self.path.absolute().as_uri()}?mode=rw"
-            with closing(
-                sqlite3.connect(uri, uri=True, timeout=_LOCK_SECONDS, isolation_level=None)
-            ) as connection:
+            with closing(self._connected()) as connection:
                 connection.execute("PRAGMA synchronous = EXTRA")
                 connection.execute("BEGIN IMMEDIATE")
                 create_tables(connection)
                 yield connection
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise broken(self.path, f"got a file that SQLite refuses ({error})") from error
+            raise unusable(self.path, error) from error
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the file, which no reservation changes meanwhile; several may read at once.
+
+        Nothing is written, but that SQLite undoes what a crash left of a change half made.
+        """
+        try:
+            with closing(self._connected()) as connection:
+                connection.execute("BEGIN")
+                yield connection
+        except sqlite3.Error as error:
+            raise unusable(self.path, error) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        return sqlite3.connect(uri, uri=True, timeout=_LOCK_SECONDS, isolation_level=None)
 
 
 def _check_entry(entry: RoundCost, units: DataUnits, budget: Budget | None) -> None:

@@ -14,14 +14,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from client.privacy.accounting import Cost
-from client.privacy.units import DataUnits, dataset_digest
+from client.privacy.units import DataUnits, dataset_digest, first_dataset_digest
 from protocol.chained_lines import GENESIS
 from protocol.errors import Refusal
 from protocol.reasons import RefusalReason
 
 RESERVED, CONFIRMED = "reserved", "confirmed"
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+# The same tables. Since then an example is known by its contract's own words alone.
+_FIRST_VERSION = 1
 _SCHEMA = """
 CREATE TABLE data_sets (digest TEXT PRIMARY KEY, content BLOB NOT NULL);
 CREATE TABLE rounds (
@@ -32,6 +34,15 @@ CREATE TABLE rounds (
     state TEXT NOT NULL CHECK (state IN ('reserved', 'confirmed'))
 );
 """
+
+# What to do where SQLite cannot go on and the ledger is as good as before, by kind of error.
+_PERMISSIONS = "Let this account read and write the file and its folder."
+_UNTOUCHED = {
+    sqlite3.SQLITE_FULL: "Make room on the disk.",
+    sqlite3.SQLITE_BUSY: "Another process has held it for minutes: see which has the file open.",
+    sqlite3.SQLITE_READONLY: _PERMISSIONS,
+    sqlite3.SQLITE_CANTOPEN: _PERMISSIONS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +107,51 @@ def broken(path: object, what: str) -> Refusal:
     )
 
 
+def unusable(path: object, error: sqlite3.Error) -> Refusal:
+    """The refusal of a ledger that SQLite does not read or write, by why it does not."""
+    # The low byte is the kind of error, the rest says more of it.
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    advice = _UNTOUCHED.get(kind)
+    if advice is None:
+        return broken(path, f"got a file that SQLite refuses ({error})")
+    return Refusal(
+        RefusalReason.LEDGER_BROKEN,
+        f"Expected to use the privacy ledger {path}, got: {error}. {advice} The ledger itself is "
+        "as it was; until then no private data is used.",
+    )
+
+
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make an empty file a ledger. Errors: Refusal where it is one of another version."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    """Make an empty file a ledger, and one of the first version one of today's.
+
+    Errors: Refusal where it is one of another version.
+    """
+    version = _version_of(connection)
     if version == _SCHEMA_VERSION:
         return
-    if version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-        raise broken("its file", f"got version {version} where {_SCHEMA_VERSION} is understood")
-    for statement in _SCHEMA.split(";")[:-1]:
-        connection.execute(statement)
+    if not version:
+        for statement in _SCHEMA.split(";")[:-1]:
+            connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
 
+def _version_of(connection: sqlite3.Connection) -> int:
+    """0 for an empty file. Errors: Refusal where it is a ledger of an unknown version."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version in (_FIRST_VERSION, _SCHEMA_VERSION):
+        return int(version)
+    if version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise broken("its file", f"got version {version} where {_SCHEMA_VERSION} is understood")
+    return 0
+
+
 def read_content(connection: sqlite3.Connection) -> LedgerContent:
-    """All rows and data sets as they stand, unchecked."""
+    """All rows and data sets as they stand, unchecked; none in an empty file.
+
+    Errors: Refusal where it is a ledger of another version.
+    """
+    if not _version_of(connection):
+        return LedgerContent([], {})
     names = ", ".join(_COLUMNS)
     rows = connection.execute(f"SELECT {names} FROM rounds ORDER BY sequence").fetchall()
     return LedgerContent(
@@ -141,7 +183,8 @@ def problem_in(content: LedgerContent, heads: Collection[str]) -> str:
             return f"got no data set for row {number}"
         previous = row.hash
     for digest, members in content.data_sets.items():
-        if dataset_digest(members) != digest or len(members) % 64:
+        known_as = (dataset_digest(members), first_dataset_digest(members))
+        if digest not in known_as or len(members) % 64:
             return f"got another content of data set {digest[:12]}"
     missing = set(heads) - {row.head for row in content.rows}
     if missing:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from models.examples import ChatExample, Example
+from models.examples import ClauseExample, Example
 from protocol.errors import FoedusError
 
 Unit = Literal["matter", "example"]
@@ -94,14 +94,23 @@ def matter_digest(name: str) -> bytes:
 
 def dataset_digest(content: bytes) -> str:
     """SHA-256 of a data set's content, hex."""
+    return hashlib.sha256(b"foedus data set 2\n" + content).hexdigest()
+
+
+def first_dataset_digest(content: bytes) -> str:
+    """The same for a data set of the ledger's version 1, whose examples were digested with label
+    or prompt: they cannot be recognised among those of today."""
     return hashlib.sha256(b"foedus data set 1\n" + content).hexdigest()
 
 
 def _content_digest(example: Example) -> bytes:
-    """Of what is learned alone: the same clause under another matter is the same example."""
-    if isinstance(example, ChatExample):
-        return _digest("chat", example.messages)
-    return _digest("clause", example.text, example.label)
+    """Of the contract's own words alone: what a run makes of them, the label, the request and the
+    matter, is not theirs, and the same words with another of it are the same example."""
+    if isinstance(example, ClauseExample):
+        text = example.text
+    else:
+        text = example.contract_text or " ".join(content for _, content in example.messages)
+    return _digest("text", " ".join(text.split()))
 
 
 def _digest(*parts: object) -> bytes:

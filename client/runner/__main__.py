@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -21,7 +22,8 @@ log = logging.getLogger("foedus.client")
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m client.runner", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the site's site.yaml")
+    parser.add_argument("--settings-file", type=Path, required=True, help="site.yaml's, as JSON")
+    parser.add_argument("--folder", type=Path, required=True, help="where site.yaml's paths start")
     parser.add_argument("--supernode", required=True, help="host:port of its Runtime API")
     parser.add_argument("--secret-file", type=Path, required=True, help="shared with the SuperNode")
     parser.add_argument("--phase-file", type=Path, required=True, help="see task_phase.py")
@@ -70,9 +72,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from client.runner.loop import Runner
     from client.runner.supernode_tasks import SuperNodeTasks
-    from client.site import Site
+    from client.site import Site, SiteSettings
+    from protocol.codec import decode
 
-    site = Site.from_file(arguments.config)
+    values = json.loads(arguments.settings_file.read_bytes())
+    site = Site(decode(SiteSettings, values, "site.yaml"), arguments.folder)
     if arguments.identity_file:
         site.identity_file, site.passphrase_file = arguments.identity_file, None
     tasks = SuperNodeTasks(arguments.supernode, arguments.secret_file.read_bytes())

@@ -58,6 +58,8 @@ class Child:
         self._started = 0.0
         self._start_at = 0.0
         self._kill_at = math.inf
+        # Since it was last well for a while.
+        self._was_started_anew = False
         self._listener: threading.Thread | None = None
 
     @property
@@ -85,13 +87,19 @@ class Child:
         asked, self._kill_at = self._kill_at < math.inf, math.inf
         if ran >= HEALTHY_SECONDS:
             self._backoff.reset()
-        ended = Ended(status, ran, 0.0 if asked else self._backoff.next_pause(), asked)
+            self._was_started_anew = False
+        at_once = asked and not self._was_started_anew
+        self._was_started_anew |= asked
+        ended = Ended(status, ran, 0.0 if at_once else self._backoff.next_pause(), asked)
         self._start_at = now + ended.pause_seconds
         return ended
 
     def start_anew(self, grace_seconds: float) -> None:
-        """SIGTERM, after the grace SIGKILL, at once where there is none; `tick` then starts it
-        without a pause."""
+        """SIGTERM, after the grace SIGKILL, at once where there is none; `tick` then starts it.
+
+        Without a pause the first time; from then on, until it has run for HEALTHY_SECONDS, as after
+        a failure: what makes it go wrong again and again must not keep all sites starting.
+        """
         if self._process is None:
             return
         self._kill_at = time.monotonic() + grace_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from client.runner.child import Command
 from client.runner.memory_file import MemoryFile
 from client.runner.task_phase import TaskPhase
 from client.site import Site
+from protocol.codec import encode
 from protocol.consortium.identity import load_identity
 from protocol.consortium.invitation import Invitation
 from protocol.consortium.passphrase import FILE_VARIABLE, VARIABLE, read_passphrase
@@ -39,11 +41,13 @@ class Launch:
     """
 
     def __init__(self, config: Path, site: Site, trial_address: str = "") -> None:
-        self._config = config.resolve()
+        self._folder = config.resolve().parent
         self._site = site
         self.coordinator = _coordinator(site, trial_address)
         self.port = site.settings.superlink_port or free_port()
         self._secret = MemoryFile("task-secret", secrets.token_bytes(_SECRET_BYTES))
+        # As they were read when the site went up, whatever happens to the file meanwhile.
+        self._settings = MemoryFile("settings", json.dumps(encode(site.settings)).encode())
         self.phase = MemoryFile("task-phase", TaskPhase.IDLE.value)
         self._identity: MemoryFile | None = None
         self._supernode_key: MemoryFile | None = None
@@ -96,10 +100,12 @@ class Launch:
 
     def runner(self) -> Command:
         """The process that answers with the installed code."""
-        words = ["--config", str(self._config), "--supernode", f"{LOOPBACK}:{self.port}"]
+        words = ["--settings-file", str(self._settings.path), "--folder", str(self._folder)]
+        words += ["--supernode", f"{LOOPBACK}:{self.port}"]
         words += ["--secret-file", str(self._secret.path), "--phase-file", str(self.phase.path)]
         words += ["--parent", str(os.getpid())]
-        descriptors = [self._secret.descriptor, self.phase.descriptor]
+        shared = (self._settings, self._secret, self.phase)
+        descriptors = [file.descriptor for file in shared]
         if self._identity:
             words += ["--identity-file", str(self._identity.path)]
             descriptors.append(self._identity.descriptor)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from client.runner.child import Child, Ended
 from client.runner.launch import Launch
@@ -29,6 +29,9 @@ from protocol.files import write_atomically
 
 UP_STATE, UP_LOCK = "up.json", "up.lock"
 _LOOK_SECONDS = 0.1
+_LOCK_TRIES = 10
+# A full disk is not asked ten times a second whether it still is.
+_REPORT_PAUSE_SECONDS = 5.0
 _RUNNER_GRACE_SECONDS, _SUPERNODE_GRACE_SECONDS = 20.0, 10.0
 # The SuperNode looks for a reply every 0.5 s, and then has to send it.
 _LAST_REPLY_SECONDS = 2.0
@@ -37,22 +40,43 @@ _LAST_REPLY_SECONDS = 2.0
 @contextmanager
 def only_one(state_folder: Path) -> Iterator[None]:
     """Errors: FoedusError where another supervisor of this site is running."""
-    state_folder.mkdir(parents=True, exist_ok=True)
+    state_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = state_folder / UP_LOCK
     with path.open("a+", encoding="ascii") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(stream):
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise FoedusError(
                 f"Expected no other `foedus client up` for this site, process {holder} is one "
                 f"(it holds {path}). End it first: kill {holder}"
-            ) from None
+            )
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+def is_up(state_folder: Path) -> bool:
+    """True while a supervisor of this site is running. Nothing is written."""
+    try:
+        with (state_folder / UP_LOCK).open(encoding="ascii") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _locked(stream: TextIO) -> bool:
+    """Whoever looks (`is_up`) holds the lock for a moment, which is waited for."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_LOOK_SECONDS)
+    return False
 
 
 class Supervisor:
@@ -74,6 +98,7 @@ class Supervisor:
         self._node: tuple[NodeState, int | None] = (NodeState.STOPPED, None)
         self._problem = ""
         self._reported: dict[str, Any] = {}
+        self._report_at, self._report_failed = 0.0, False
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; then both processes are ended."""
@@ -107,8 +132,9 @@ class Supervisor:
         if self._supernode.num_starts > starts:
             self._set_node(NodeState.CONNECTING)
             self._log.say(f"SuperNode started for {self._launch.coordinator.address}.")
-        if ended and not ended.asked:
+        if ended and (not ended.asked or ended.pause_seconds):
             self._log.say(f"The SuperNode ended {_again(ended)}", "WARNING")
+        if ended and not ended.asked:
             # Status 0 without being asked: Flower ends its SuperNode so where it is answered 401.
             refused = ended.status == 0 or self._node[0] is NodeState.REFUSED
             # Asking may take seconds in which the other child must not wait.
@@ -130,10 +156,12 @@ class Supervisor:
         ended = self._runner.tick()
         if ended is None:
             return
-        if not ended.asked:
+        if not ended.asked or ended.pause_seconds:
             self._log.say(f"The runner ended {_again(ended)}", "WARNING")
         if self._phase.get().hangs_the_supernode:
             self._log.say("It ended in the middle of a message: starting the SuperNode anew.")
+            # By SIGTERM, unlike one that lost track: as it takes leave, SuperLink answers in the
+            # site's place, and the round does not wait for a reply that nobody is left to make.
             self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
             self._phase.set(TaskPhase.IDLE)
 
@@ -143,8 +171,12 @@ class Supervisor:
             self._synchroniser.wake()
         if self._keys_changed.is_set() and self._phase.get() is TaskPhase.IDLE:
             self._keys_changed.clear()
-            self._log.say("The roster names this site's new keys: starting both processes anew.")
-            self._launch.load_keys()
+            try:
+                self._launch.load_keys()
+            except FoedusError as error:
+                self._tell(str(error))
+                return
+            self._log.say("This site's keys are new ones: starting both processes anew.")
             self._supernode.start_anew(_SUPERNODE_GRACE_SECONDS)
             self._runner.start_anew(_RUNNER_GRACE_SECONDS)
 
@@ -170,12 +202,13 @@ class Supervisor:
         certificates = self._launch.coordinator.root_certificates
         if certificates and not self._stop.is_set():
             answer = ask_coordinator(self._launch.coordinator.address, certificates)
-            self._tell(explain_end(refused, answer))
+            self._tell(explain_end(refused, answer), unless=NodeState.CONNECTED)
 
-    def _tell(self, text: str, problem: bool = True) -> None:
-        """Say it once: a lasting problem must not fill the log."""
+    def _tell(self, text: str, problem: bool = True, unless: NodeState | None = None) -> None:
+        """Say it once: a lasting problem must not fill the log. unless: the state that shows that
+        it is over."""
         with self._lock:
-            if problem and text == self._problem:
+            if problem and (text == self._problem or self._node[0] is unless):
                 return
             self._problem = text if problem else ""
         self._log.say(text, "WARNING" if problem else "INFO")
@@ -200,14 +233,19 @@ class Supervisor:
             "runner_starts": self._runner.num_starts,
             "problem": problem,
         }
-        if facts != self._reported:
-            self._reported = facts
+        if facts != self._reported and time.monotonic() >= self._report_at:
             changed = datetime.now(UTC).isoformat(timespec="seconds")
             text = json.dumps({**facts, "changed": changed}, indent=2) + "\n"
             try:
                 write_atomically(self._state_file, text.encode())
+                self._reported, self._report_failed = facts, False
             except OSError as error:
-                self._tell(f"{self._state_file} could not be written: {error.strerror}.")
+                # Not `_tell`: what keeps the site from working is the problem, and not this.
+                if not self._report_failed:
+                    text = f"{self._state_file} could not be written: {error.strerror}."
+                    self._log.say(f"{text} It is tried until it can.", "WARNING")
+                self._report_at = time.monotonic() + _REPORT_PAUSE_SECONDS
+                self._report_failed = True
 
     def _end_both(self) -> None:
         """The runner first, so that the SuperNode can still send what it says last."""

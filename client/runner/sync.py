@@ -35,9 +35,14 @@ def site_jobs(site: Site, keys_changed: Callable[[], None]) -> tuple[Job, ...]:
     if site.roster_file.suffix != ".jsonl":
         return ()
     exchange: list[ReceiptExchange] = []
+    keys = _key_files(site)
 
     def keep_roster() -> None:
-        if take_up_new_keys(site, refresh_roster(site)):
+        nonlocal keys
+        take_up_new_keys(site, refresh_roster(site))
+        # The files tell, for `foedus client roster` may have taken new keys up beside this process.
+        if (found := _key_files(site)) != keys:
+            keys = found
             exchange.clear()
             keys_changed()
 
@@ -50,6 +55,11 @@ def site_jobs(site: Site, keys_changed: Callable[[], None]) -> tuple[Job, ...]:
         Job("fetch the consortium's roster", keep_roster),
         Job("have this site's receipts countersigned", countersign),
     )
+
+
+def _key_files(site: Site) -> list[bytes]:
+    files = (site.identity_file, site.supernode_key_file)
+    return [file.read_bytes() for file in files if file]
 
 
 class Synchroniser:

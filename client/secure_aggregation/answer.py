@@ -12,14 +12,14 @@ from client.admission import admit_request, admit_session
 from client.egress import release_phase
 from client.enrolment.trusted_roster import trusted_roster
 from client.secure_aggregation.kept_update import KeptUpdate, UpdateStore
-from client.secure_aggregation.memory import MemoryStore, RunMemory
+from client.secure_aggregation.memory import MemoryStore, RunMemory, forget_stale_sessions
 from client.secure_aggregation.session import FEWEST_SITES, SitePart, UnopenedBoxes
 from client.secure_aggregation.trainer import ModelTrainer, Trainer
 from client.site import Site
 from protocol.adapter import Layout, layout_size
 from protocol.consortium.identity import load_identity
 from protocol.consortium.passphrase import read_passphrase
-from protocol.errors import FoedusError, Refusal, WireError, place_of
+from protocol.errors import FoedusError, Refusal, WireError, place_of, text_of
 from protocol.messages import ARRAYS, CONFIG, Request
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.messages import (
@@ -66,13 +66,13 @@ def answer_phase(
         answers = _Answers(site, session, trainer or ModelTrainer(site))
         reply = answers.signed(content, phase)
     except (Refusal, WireError) as error:
-        log.warning("Refused a %s request (%s): %s", phase, error.code, error)
+        log.warning("Refused a %s request (%s): %s", phase, error.code, text_of(error))
         known = error.code in set(RefusalReason)
         code = error.code if known else RefusalReason.MALFORMED_REQUEST
         blamed = error.senders if isinstance(error, UnopenedBoxes) else ()
         reply = refusal_content(phase, session, code, blamed)
     except FoedusError as error:
-        log.error("Failed on a %s request: %s", phase, error)
+        log.error("Failed on a %s request: %s", phase, text_of(error))
         reply = refusal_content(phase, session, RefusalReason.INTERNAL)
     except Exception as error:
         log.error("Failed on a %s request: %s", phase, place_of(error))
@@ -128,6 +128,7 @@ class _Answers:
             self._store.save(memory)
         if phase is Phase.ADVERTISE:
             self._updates.forget_all_but(self._session.round)
+            forget_stale_sessions(self._site.state_folder, time.time())
         return reply
 
     def _step(
@@ -174,7 +175,8 @@ class _Answers:
             log.info("Round %d: masking the update of an earlier attempt.", request.round)
             return known
         update = self._trainer.train(request)
-        self._updates.save(request.round, digest, update)
+        with self._store.locked():
+            self._updates.save(request.round, digest, update)
         return update
 
 

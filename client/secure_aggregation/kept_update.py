@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from client.secure_aggregation.memory import UPDATES
 from protocol.adapter import FloatArray
 from protocol.errors import FoedusError
 from protocol.files import write_atomically
@@ -56,7 +57,7 @@ class UpdateStore:
             ) from error
 
     def save(self, round_: int, task_digest: str, update: KeptUpdate) -> None:
-        """Keep it; whatever was kept of other rounds goes."""
+        """Keep it; whatever was kept of other rounds goes. Inside MemoryStore.locked."""
         facts = np.array([update.weight, update.train_seconds], dtype=np.float64)
         arrays: dict[str, NDArray[Any]] = {
             "values": np.ascontiguousarray(update.values),
@@ -69,7 +70,7 @@ class UpdateStore:
     def forget_all_but(self, round_: int) -> None:
         """Delete the updates of other rounds."""
         kept = f"update-{round_:05d}-"
-        for path in self._folder.glob("update-*.safetensors"):
+        for path in self._folder.glob(UPDATES):
             if not path.name.startswith(kept):
                 path.unlink(missing_ok=True)
 

@@ -2,29 +2,38 @@
 
 One file a run, for its owner's eyes alone (0600). It is on disk before the reply that it belongs to
 leaves, so that whatever was sent is also remembered, and a site that was killed goes on or refuses.
-A session's secrets are deleted as soon as the site has handed out its shares, or another begins.
+A session's secrets are deleted as soon as the site has handed out its shares, or another begins; of
+a run that is not asked for any more, a week later.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import FoedusError
-from protocol.files import write_atomically
+from protocol.files import remove_leftovers, write_atomically
 from protocol.secure_aggregation.keys import Advertisement, SessionKeys
 from protocol.secure_aggregation.shares import SharePair
 from protocol.secure_aggregation.wire import SessionId, Terms
 
+log = logging.getLogger("foedus.client")
+
 FOLDER = "secure_aggregation"
+# Kept beside the memory, see kept_update.
+UPDATES = "update-*.safetensors"
+_MEMORY = "memory.json"
 _SCHEMA = 1
 _OWNER_ONLY = 0o600
+# A session ends with its round's deadline. Not at once: a site may serve several runs by turns.
+_STALE_SECONDS = 7 * 86400.0
 
 
 class Stage(StrEnum):
@@ -71,14 +80,20 @@ class MemoryStore:
 
     def __init__(self, state_folder: Path, run_id: str) -> None:
         self.folder = state_folder / FOLDER / run_id
-        self._path = self.folder / "memory.json"
+        self._path = self.folder / _MEMORY
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes of this site out between a `load` and the `save` that follows it."""
+        """Keep other processes of this site out between a `load` and the `save` that follows it.
+
+        Everything in the folder is written in here. Secrets and updates that a process killed while
+        writing them has left under temporary names are deleted.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.folder / "lock").open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
+            for names in (_MEMORY, UPDATES):
+                remove_leftovers(self.folder, names)
             yield
 
     def load(self) -> RunMemory:
@@ -107,6 +122,30 @@ class MemoryStore:
     def exists(self) -> bool:
         """True once the run has asked this site for a secure session."""
         return self._path.exists()
+
+    def is_stale(self, now: float) -> bool:
+        """True where it was saved a week ago or earlier. Errors: OSError."""
+        return now - self._path.stat().st_mtime >= _STALE_SECONDS
+
+
+def forget_stale_sessions(state_folder: Path, now: float) -> None:
+    """Delete the secrets of sessions, of whatever run, that were silent for a week.
+
+    What else is remembered stays, so that such a run can go on with another attempt. now: Unix
+    seconds. Errors: OSError.
+    """
+    for path in sorted((state_folder / FOLDER).glob(f"*/{_MEMORY}")):
+        store = MemoryStore(state_folder, path.parent.name)
+        if not store.is_stale(now):
+            continue
+        with store.locked():
+            try:
+                memory = store.load()
+            except FoedusError as error:
+                log.error("%s", error)
+                continue
+            if memory.current and store.is_stale(now):
+                store.save(replace(memory, current=None))
 
 
 def _to_json(memory: RunMemory) -> dict[str, Any]:

@@ -64,14 +64,7 @@ def train_private(
     count cannot be paid for. Neither depends on what is drawn.
     """
     privacy = run.privacy
-    units = group_units(examples, privacy.unit)
-    if not units:
-        raise Refusal(
-            RefusalReason.NO_MATTERS if examples else RefusalReason.NO_DATA,
-            f"Expected training examples in at least one {privacy.unit}, got {len(examples)} "
-            f"examples in none. Name matters in the contracts' sidecars, or agree on "
-            "privacy.unit=example.",
-        )
+    units = _units_among(examples, privacy.unit)
     started = time.monotonic()
     adapted.network.train()
     rows = GradientRows(adapted, run, factors)
@@ -89,14 +82,30 @@ def train_private(
         losses.append(loss)
         if on_step:
             on_step(step + 1, privacy.steps_per_round)
-    drawn_losses = [loss for loss in losses if math.isfinite(loss)]
     training = TrainingResult(
         num_examples=sum(len(unit) for unit in units),
         num_steps=privacy.steps_per_round,
-        train_loss=sum(drawn_losses) / len(drawn_losses) if drawn_losses else math.nan,
+        train_loss=_mean_of_drawn(losses),
         train_seconds=time.monotonic() - started,
     )
     return PrivateResult(training, clip)
+
+
+def _units_among(examples: Sequence[Tokenised], unit: str) -> tuple[Unit, ...]:
+    units = group_units(examples, unit)
+    if not units:
+        raise Refusal(
+            RefusalReason.NO_MATTERS if examples else RefusalReason.NO_DATA,
+            f"Expected training examples in at least one {unit}, got {len(examples)} examples in "
+            "none. Name matters in the contracts' sidecars, or agree on privacy.unit=example.",
+        )
+    return units
+
+
+def _mean_of_drawn(losses: Sequence[float]) -> float:
+    """A step that drew nobody has no loss."""
+    drawn = [loss for loss in losses if math.isfinite(loss)]
+    return sum(drawn) / len(drawn) if drawn else math.nan
 
 
 class _PrivateStep:

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 SCHEMA = 1
 MAX_DOCUMENT_BYTES = 1 << 20
+# The last second of the year 9999: a later one has no day that `day_of` could show.
+LATEST_SECONDS = 253_402_300_799
 
 
 def read_document(path: Path, what: str) -> str:
@@ -58,7 +60,7 @@ def from_hex(text: str, num_bytes: int, what: str, problems: list[str]) -> bytes
 
 
 def day_of(seconds: int) -> str:
-    """A time in Unix seconds as its day, UTC."""
+    """A time in Unix seconds, LATEST_SECONDS at most, as its day, UTC."""
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 

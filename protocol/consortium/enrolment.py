@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.codec import setting
 from protocol.consortium import supernode_key
 from protocol.consortium.documents import (
+    LATEST_SECONDS,
     SCHEMA,
     from_hex,
     parse_form,
@@ -206,7 +207,7 @@ class _Form:
     supernode_key: str = setting(doc="P-384, PEM")
     consortium: str = setting(doc="name")
     coordinator_key: str = setting(doc="Ed25519, hex")
-    created: int = setting(doc="Unix seconds", minimum=0)
+    created: int = setting(doc="Unix seconds", minimum=0, maximum=LATEST_SECONDS)
     previous_identity_key: str = setting(doc="Ed25519, hex, or empty")
     identity_signature: str = setting(doc="Ed25519, hex")
     supernode_signature: str = setting(doc="ECDSA, DER, hex")

@@ -1,9 +1,10 @@
 """What firms and consortia may be called, so that no two names of a roster look the same.
 
 People compare names by eye: when they admit, endorse or expel. A name is therefore written in one
-way only, has nothing in it that cannot be seen, and mixes no scripts that look alike. Within those
-rules two names that differ only in case, spaces, punctuation or letters of different scripts with
-one shape (`name_key`) cannot stand in one roster.
+way only, has nothing in it that cannot be seen, mixes no scripts that look alike, and has no Latin
+letters of phonetics, many of which look like common ones. Within those rules two names that differ
+only in case, spaces, punctuation or letters of different scripts with one shape (`name_key`) cannot
+stand in one roster.
 
 What it leaves open: shapes that are near and not the same (l and I, rn and m). Which firm it is,
 the fingerprint that was read out on the telephone decides, never the name.
@@ -14,10 +15,13 @@ from __future__ import annotations
 import unicodedata
 
 MAX_NAME_CHARACTERS = 100
+# Letters of living languages that are no ASCII letter with an accent.
+_MORE_LATIN = "ßæœøđðłþıəħŋŧ"
 NAME_RULE = (
     f"1 to {MAX_NAME_CHARACTERS} characters: letters of one script (Chinese, Japanese and Korean "
-    "count as one, and may have Latin ones beside them), digits 0-9, punctuation, and single "
-    "spaces between words, in Unicode's form NFKC"
+    "count as one, and may have Latin ones beside them; Latin are A to Z, with or without accents, "
+    f"and {' '.join(_MORE_LATIN)}), digits 0-9, punctuation, and single spaces between words, in "
+    "Unicode's form NFKC"
 )
 
 # Letters by the first word of their name in Unicode.
@@ -26,10 +30,11 @@ _EAST_ASIAN = {
 }  # fmt: skip
 # Letters and marks of a script that are drawn as nothing; all others of that kind have no script.
 _UNSEEN = ("FILLER", "VARIATION SELECTOR", "VOWEL INHERENT")
-# One shape, two letters: small or capital Cyrillic and Greek beside Latin, kana beside ideographs.
+# One shape, two letters: small or capital Cyrillic and Greek beside Latin, kana beside ideographs,
+# the Turks' i without a dot, the Icelanders' D with a bar.
 _SAME_SHAPE = str.maketrans(
-    "авекмнорстухіјѕһԛԝ" "αβεζηικμνορτυχ" "ニカエロトハヘター",
-    "abekmhopctyxijshqw" "abezhikmnoptyx" "二力工口卜八へ夕一",
+    "авекмнорстухіјѕһԛԝԁӏәӕ" "αβεζηικμνορτυχ" "ニカエロトハヘター" "ıð",
+    "abekmhopctyxijshqwdləæ" "abezhikmnoptyx" "二力工口卜八へ夕一" "iđ",
 )  # fmt: skip
 
 
@@ -69,4 +74,11 @@ def _script(character: str) -> str:
     if unicodedata.category(character)[0] not in "LM" or any(word in name for word in _UNSEEN):
         return ""
     script = name.partition(" ")[0]
+    if script == "LATIN" and not _is_common_latin(character):
+        return ""
     return "CJK" if script in _EAST_ASIAN else script
+
+
+def _is_common_latin(letter: str) -> bool:
+    bare = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    return (bare.isascii() and bare.isalpha()) or letter.casefold() in (*_MORE_LATIN, "ss")

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from protocol.codec import setting
+from protocol.consortium.documents import from_hex, parse_form
 from protocol.consortium.identity import PUBLIC_KEY_BYTES, is_weak_key, member_id_of
 from protocol.consortium.names import NAME_RULE, is_name, name_key
-from protocol.errors import FoedusError, SettingsError, WireError
+from protocol.errors import FoedusError, SettingsError, WireError, shown
 from protocol.reasons import RefusalReason
 from protocol.secure_aggregation.encoding import encode_fields
 
@@ -90,16 +91,19 @@ class Roster:
     @classmethod
     def from_json(cls, text: str, where: str = "the roster") -> Roster:
         """Errors: SettingsError listing everything wrong."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise SettingsError(where, [f"Expected JSON: {error}."]) from error
+        form = parse_form(_Form, text, where)
         problems: list[str] = []
-        members = _parse(values, problems)
+        members = tuple(
+            Member(
+                one.name,
+                from_hex(one.public_key, PUBLIC_KEY_BYTES, f"members[{i}].public_key", problems),
+            )
+            for i, one in enumerate(form.members)
+        )
         if problems:
             raise SettingsError(where, problems)
         try:
-            return cls(values["consortium"], values["version"], members)
+            return cls(form.consortium, form.version, members)
         except SettingsError as error:
             raise SettingsError(where, error.problems) from error
 
@@ -116,50 +120,18 @@ def read_roster(path: Path) -> Roster:
     return Roster.from_json(text, str(path))
 
 
-def _parse(values: Any, problems: list[str]) -> tuple[Member, ...]:
-    if not isinstance(values, dict):
-        problems.append(f"Expected a JSON object, got {type(values).__name__}.")
-        return ()
-    _check_keys(values, {"schema", "consortium", "version", "members"}, "top level", problems)
-    if values.get("schema") != SCHEMA:
-        problems.append(f"schema: expected {SCHEMA}, got {values.get('schema')!r}.")
-    if not isinstance(values.get("consortium"), str):
-        problems.append(f"consortium: expected a name, got {values.get('consortium')!r}.")
-    if not isinstance(values.get("version"), int) or isinstance(values.get("version"), bool):
-        problems.append(f"version: expected a whole number, got {values.get('version')!r}.")
-    entries = values.get("members")
-    if not isinstance(entries, list):
-        problems.append(f"members: expected a list, got {type(entries).__name__}.")
-        return ()
-    parsed = [_parse_member(entry, f"members[{i}]", problems) for i, entry in enumerate(entries)]
-    return tuple(member for member in parsed if member is not None)
+@dataclass(frozen=True)
+class _MemberForm:
+    name: str = setting(doc="the firm")
+    public_key: str = setting(doc="Ed25519, hex")
 
 
-def _parse_member(entry: Any, where: str, problems: list[str]) -> Member | None:
-    if not isinstance(entry, dict):
-        problems.append(f"{where}: expected name and public_key, got {type(entry).__name__}.")
-        return None
-    _check_keys(entry, {"name", "public_key"}, where, problems)
-    name, key = entry.get("name"), entry.get("public_key")
-    if not isinstance(name, str):
-        problems.append(f"{where}.name: expected a name, got {name!r}.")
-        return None
-    try:
-        return Member(name, bytes.fromhex(str(key)))
-    except ValueError:
-        problems.append(
-            f"{where}.public_key: expected {2 * PUBLIC_KEY_BYTES} hex digits, got {key!r}."
-        )
-        return None
-
-
-def _check_keys(
-    values: dict[str, Any], expected: set[str], where: str, problems: list[str]
-) -> None:
-    for key in sorted(values.keys() - expected):
-        problems.append(f"{where}: unknown key {key!r}; expected {', '.join(sorted(expected))}.")
-    for key in sorted(expected - values.keys()):
-        problems.append(f"{where}: {key} is missing.")
+@dataclass(frozen=True)
+class _Form:
+    schema: int = setting(doc="form of this file", choices=(SCHEMA,))
+    consortium: str = setting(doc="name")
+    version: int = setting(doc="1 or more")
+    members: tuple[_MemberForm, ...] = setting(doc="firms")
 
 
 def _roster_problems(roster: Roster) -> list[str]:
@@ -184,17 +156,21 @@ def _roster_problems(roster: Roster) -> list[str]:
                 f"{where}: its public key is of low order, anyone can sign for it. Ask the member "
                 "for the key that foedus made."
             )
-    problems += _duplicates("name", (member.name for member in roster.members), name_key)
-    problems += _duplicates("public key", (m.public_key.hex() for m in roster.members))
+    problems += duplicates("name", (member.name for member in roster.members), name_key)
+    problems += duplicates("public key", (m.public_key.hex() for m in roster.members))
     return problems
 
 
-def _duplicates(what: str, values: Iterable[str], alike: Callable[[str], str] = str) -> list[str]:
+def duplicates(what: str, values: Iterable[str], alike: Callable[[str], str] = str) -> list[str]:
+    """A problem for each value of a roster's members that several have.
+
+    alike: two values that it maps to the same are the same.
+    """
     groups: dict[str, list[str]] = {}
     for value in values:
         groups.setdefault(alike(value), []).append(value)
     return [
-        f"members: the {what} {' / '.join(map(repr, dict.fromkeys(group)))} stands {len(group)} "
+        f"members: the {what} {' / '.join(map(shown, dict.fromkeys(group)))} stands {len(group)} "
         "times; expected each once."
         for group in groups.values()
         if len(group) > 1

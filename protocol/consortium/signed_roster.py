@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from protocol.codec import setting
 from protocol.consortium import supernode_key
 from protocol.consortium.documents import (
+    LATEST_SECONDS,
     SCHEMA,
     from_hex,
     parse_form,
@@ -24,11 +23,12 @@ from protocol.consortium.identity import (
     member_id_of,
 )
 from protocol.consortium.names import NAME_RULE, is_name, name_key
-from protocol.consortium.roster import Member, Roster
+from protocol.consortium.roster import Member, Roster, duplicates
 from protocol.errors import SettingsError
 from protocol.secure_aggregation.encoding import Field, encode_fields
 
 _DIGEST_BYTES = 32
+_TOO_LATE = "expected a time before the year 10000."
 
 
 @dataclass(frozen=True)
@@ -236,15 +236,17 @@ def _problems(roster: SignedRoster) -> list[str]:
         from_hex(roster.previous_digest, _DIGEST_BYTES, "previous_digest", problems)
     elif roster.previous_digest:
         problems.append("previous_digest: expected none in the first version.")
+    if roster.issued > LATEST_SECONDS:
+        problems.append(f"issued: {_TOO_LATE}")
     if is_weak_key(roster.coordinator_key):
         problems.append("coordinator_key: it is of low order, anyone can sign for it.")
     for position, entry in enumerate(roster.members):
         problems += _entry_problems(entry, f"members[{position}] ({entry.name!r})")
         if entry.public_key == roster.coordinator_key:
             problems.append(f"members[{position}]: its key is the coordinator's own.")
-    problems += _doubled("name, as it looks,", (name_key(entry.name) for entry in roster.members))
-    problems += _doubled("public key", (entry.public_key.hex() for entry in roster.members))
-    problems += _doubled("SuperNode key", (entry.supernode_key.hex() for entry in roster.members))
+    problems += duplicates("name", (entry.name for entry in roster.members), name_key)
+    problems += duplicates("public key", (entry.public_key.hex() for entry in roster.members))
+    problems += duplicates("SuperNode key", (e.supernode_key.hex() for e in roster.members))
     return problems
 
 
@@ -256,12 +258,6 @@ def _entry_problems(entry: MemberEntry, where: str) -> list[str]:
         problems.append(f"{where}.public_key: it is of low order, anyone can sign for it.")
     if entry.expires <= entry.admitted:
         problems.append(f"{where}.expires: expected a time after it was admitted.")
+    if entry.expires > LATEST_SECONDS:
+        problems.append(f"{where}.expires: {_TOO_LATE}")
     return problems
-
-
-def _doubled(what: str, values: Iterable[str]) -> list[str]:
-    return [
-        f"members: one {what} stands {count} times; expected each once."
-        for count in Counter(values).values()
-        if count > 1
-    ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from protocol.errors import FoedusError, WireError
+from protocol.errors import FoedusError, WireError, shown
 from protocol.reasons import RejectionReason
 from protocol.records import arrays_of
 from protocol.secure_aggregation.keys import Advertisement
@@ -156,7 +156,7 @@ class ShareReply:
 class MaskedInputRequest:
     """Train and mask. senders: all who shared; boxes: those of this site's neighbours among them.
 
-    Travels beside a TrainRequest, which the terms' task digest binds.
+    Travels beside a request to train, which the terms' task digest binds.
     """
 
     session: SessionId
@@ -164,7 +164,7 @@ class MaskedInputRequest:
     boxes: Mapping[str, bytes]
 
     def to_content(self) -> RecordDict:
-        """The record of this request alone; the TrainRequest's records go beside it."""
+        """The record of this request alone; the train request's records go beside it."""
         rows = table("box_senders", "boxes", self.boxes)
         values = {"senders": pack_ids(self.senders), **rows}
         return request_content(self.session, Phase.MASKED_INPUT, values)
@@ -209,7 +209,7 @@ class MaskedInputReply:
         if array.stype != _STYPE or array.dtype != "uint8":
             raise WireError(
                 RejectionReason.WRONG_DTYPE,
-                f"Expected uint8 as {_STYPE}, got {array.dtype!r} as {array.stype!r}.",
+                f"Expected uint8 as {_STYPE}, got {shown(array.dtype)} as {shown(array.stype)}.",
             )
         if len(array.data) != num_bytes or tuple(array.shape) != (num_bytes,):
             raise WireError(

@@ -1,7 +1,7 @@
 """The form that all messages of secure aggregation share: header, typed values, signature.
 
 All of a message lies in one ConfigRecord of numbers, hex digests and byte strings of exact length;
-the masked input alone has an array of bytes beside it, and its request the TrainRequest. Member ids
+the masked input alone has an array of bytes beside it, and its request that to train. Member ids
 travel as 16 bytes each, in ascending order, so that a list has one form only. Unknown keys are
 refused. There is no field in which a piece of a document could travel.
 """
@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from protocol.errors import WireError
+from protocol.errors import WireError, shown
 from protocol.reasons import RefusalReason, RejectionReason
 from protocol.records import arrays_of, config_of
 from protocol.secure_aggregation.encoding import encode_fields
@@ -34,6 +34,11 @@ MAX_ROUND = 2**31 - 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _HEADER = {"version": int, "phase": str, "run_id": str, "round": int, "attempt": int}
 _SIGNATURE, _BLAMED = "signature", "blamed"
+
+
+def is_run_id(value: object) -> TypeGuard[str]:
+    """Whether it has the form of a run's id, 32 hex digits."""
+    return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
 class Phase(StrEnum):
@@ -111,7 +116,7 @@ def read_header(content: RecordDict) -> tuple[Phase, SessionId]:
         demand(type(record.get(name)) is kind, f"{name} in the header")
     phase, run_id = str(record["phase"]), str(record["run_id"])
     demand(phase in set(Phase), "a known phase")
-    demand(_RUN_ID.fullmatch(run_id) is not None, "run_id of 32 hex digits")
+    demand(is_run_id(run_id), "run_id of 32 hex digits")
     numbers = {name: record[name] for name in ("round", "attempt")}
     session = SessionId(run_id, **numbers)  # type: ignore[arg-type]
     demand(1 <= session.round <= MAX_ROUND, "a round of 1 or more")
@@ -166,7 +171,7 @@ def signature_of(reply: RecordDict) -> bytes:
 def message_digest(content: RecordDict) -> bytes:
     """SHA-256 (32 bytes) of a message's own record without its signature, and of a masked array.
 
-    The TrainRequest beside a masked input's request is bound by the terms' task digest instead.
+    The train request beside a masked input's request is bound by the terms' task digest instead.
     """
     total = hashlib.sha256()
     for name, value in sorted(config_of(content, SECURE).items()):
@@ -216,7 +221,7 @@ def read_values(
     values = {k: v for k, v in config_of(content, SECURE).items() if k not in _HEADER}
     if set(values) != set(kinds):
         unlike = sorted(set(values) ^ set(kinds))
-        raise WireError(RejectionReason.MALFORMED, f"Unknown or missing keys {unlike}.")
+        raise WireError(RejectionReason.MALFORMED, f"Unknown or missing keys {shown(unlike)}.")
     for name, kind in kinds.items():
         demand(type(values[name]) is kind, f"{name} as {kind.__name__}")
     return session, values

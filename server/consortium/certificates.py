@@ -38,9 +38,10 @@ class Certified:
         """Public."""
         return self.certificate.public_bytes(Encoding.PEM)
 
-    def key_pem(self, passphrase: bytes | None = None) -> bytes:
-        """Secret: PKCS #8, encrypted where a passphrase is given."""
-        return to_private_pem(self.key, passphrase)
+    def key_pem(self, passphrase: bytes | None = None, *, for_openssl: bool = False) -> bytes:
+        """Secret: PKCS #8, encrypted where a passphrase is given. Other parameters and errors:
+        protocol.consortium.private_pem.to_private_pem."""
+        return to_private_pem(self.key, passphrase, for_openssl=for_openssl)
 
     @classmethod
     def from_pem(cls, key: bytes, certificate: bytes, passphrase: bytes | None) -> Certified:

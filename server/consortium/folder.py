@@ -65,7 +65,7 @@ class ConsortiumFolder:
 
     @property
     def server_key(self) -> Path:
-        """The certificate's private key (0600), never encrypted: the coordinator starts alone."""
+        """The certificate's private key (0600)."""
         return self.path / "tls" / "server.key"
 
     @property
@@ -113,7 +113,7 @@ class ConsortiumFolder:
         return read_settings(ConsortiumSettings, self.settings_file, "a consortium's settings")
 
     def passphrase(self) -> bytes | None:
-        """What opens the coordinator's and the authority's keys; None where they are open.
+        """What opens the private keys; None where they are open.
 
         Errors: FoedusError where the file that the settings name is missing or empty.
         """

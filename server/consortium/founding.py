@@ -13,7 +13,7 @@ from protocol.consortium.chain import append_version, first_version
 from protocol.consortium.identity import Identity, save_identity
 from protocol.consortium.invitation import Invitation, address_problems, split_address
 from protocol.consortium.names import NAME_RULE, is_name
-from protocol.consortium.private_pem import read_private_file
+from protocol.consortium.private_pem import is_encrypted, read_private_file
 from protocol.errors import FoedusError, SettingsError
 from protocol.files import write_atomically
 from protocol.settings_file import commented_yaml
@@ -43,8 +43,8 @@ def found_consortium(
 ) -> Invitation:
     """Make the folder: authority, server certificate, coordinator's key, empty roster, settings.
 
-    also_known_as: further host names and addresses of the server certificate. passphrase: for the
-    coordinator's key and the authority's.
+    also_known_as: further host names and addresses of the server certificate. passphrase: for all
+    private keys.
     Errors: SettingsError; FoedusError where the folder holds anything already.
     """
     _expect_sound(settings)
@@ -55,12 +55,13 @@ def found_consortium(
     authority = make_authority(settings.name, now)
     server = make_server_certificate(authority, names, settings.server_certificate_days, now)
     coordinator = Identity.generate()
+    server_key_pem = server.key_pem(passphrase, for_openssl=True)
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     save_identity(folder.coordinator_key, coordinator, passphrase)
     write_atomically(folder.ca_key, authority.key_pem(passphrase), mode=_SECRET)
     write_atomically(folder.ca, authority.certificate_pem)
-    _write_server(folder, server)
+    _write_server(folder, server_key_pem, server)
     issued = int(now.timestamp())
     append_version(
         folder.roster, first_version(settings.name, coordinator, signatures_needed, issued)
@@ -86,7 +87,8 @@ def renew_server_certificate(
     now: datetime.datetime,
 ) -> x509.Certificate:
     """A new server key and certificate by the same authority, for the names of the old one, the
-    address of consortium.yaml and also_known_as. The invitation gets that address too.
+    address of consortium.yaml and also_known_as. The invitation gets that address too. The key is
+    encrypted where the authority's is: a passphrase that opens nothing is not needed later either.
 
     Errors: FoedusError where a key does not open or others can read it, or the authority's
     certificate ends too soon.
@@ -98,7 +100,8 @@ def renew_server_certificate(
     host, _ = split_address(settings.advertised_address)
     names = [host, *names_of(server_certificate(folder)), *also_known_as]
     server = make_server_certificate(authority, names, settings.server_certificate_days, now)
-    _write_server(folder, server)
+    served = passphrase if is_encrypted(ca_key) else None
+    _write_server(folder, server.key_pem(served, for_openssl=True), server)
     invitation = folder.read_invitation()
     if invitation.address != settings.advertised_address:
         moved = replace(invitation, address=settings.advertised_address)
@@ -117,8 +120,8 @@ def server_certificate(folder: ConsortiumFolder) -> x509.Certificate:
         ) from error
 
 
-def _write_server(folder: ConsortiumFolder, server: Certified) -> None:
-    write_atomically(folder.server_key, server.key_pem(), mode=_SECRET)
+def _write_server(folder: ConsortiumFolder, key_pem: bytes, server: Certified) -> None:
+    write_atomically(folder.server_key, key_pem, mode=_SECRET)
     write_atomically(folder.server_certificate, server.certificate_pem)
 
 

@@ -24,6 +24,9 @@ class ConsortiumSettings:
         9445, minimum=1, maximum=65535, doc="port of health and metrics; loopback address only"
     )
     max_body_mib: int = setting(16, minimum=1, doc="largest body of one request, MiB")
+    max_unread_mib: int = setting(
+        2048, minimum=1, doc="replies of one firm that the run has not taken yet, MiB"
+    )
     max_connections: int = setting(512, minimum=1, doc="open connections of all firms together")
     max_connections_per_address: int = setting(
         64, minimum=1, doc="open connections of one address; firms behind one proxy share it"

@@ -126,7 +126,10 @@ class FleetRules:
         if message_id is None:
             text = f"Node {node_id} pushed an object into another's upload."
             raise Refused(Reason.NOT_YOURS, text)
-        if self._unread.of(node_id) + len(request.object_content) > self._limits.max_unread_bytes:
-            text = f"Node {node_id} has {self._unread.of(node_id)} bytes unread already."
+        room = self._limits.max_unread_bytes - len(request.object_content)
+        if self._unread.of(node_id) > room:
+            self._unread.review(node_id, message_id)
+        if (unread := self._unread.of(node_id)) > room:
+            text = f"Node {node_id} has {unread} bytes unread already."
             raise Refused(Reason.TOO_MUCH_UNREAD, text)
         return message_id

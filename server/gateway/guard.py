@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.gateway import allowed_paths as paths
@@ -123,7 +124,14 @@ class Guard:
         if path is None:
             raise Refused(Reason.NOT_OFFERED, "Not a path that firms are offered.")
         account.path = path
-        return await self._fleet(path, scope, receive, account)
+        try:
+            return await self._fleet(path, scope, receive, account)
+        except SQLAlchemyError as error:
+            # Such as "database is locked", or a full disk, which people have to see to. A SuperNode
+            # asks again after 503, and ends after 500.
+            why = getattr(error, "orig", None) or type(error).__name__
+            text = f"The database does not answer: {why}."
+            raise Refused(Reason.UNAVAILABLE, text) from error
 
     async def _fleet(self, path: str, scope: Scope, receive: Receive, account: _Account) -> Reply:
         headers = _single_headers(scope)
@@ -152,14 +160,20 @@ class Guard:
             pushed_to = await asyncio.to_thread(self._rules.check, path, message, node_id)
             if path != paths.PULL_MESSAGES:
                 async with self._rules.turn(path):
-                    reply = await call(self._superlink, onward, body)
+                    reply = await self._pass_on(onward, headers, body)
                     done = self._rules.note(path, message, node_id, pushed_to, reply)
                     if done.message_id:
                         await self._settle(done)
                 return reply
         await asyncio.to_thread(self._redelivery.before_question, node_id)
         poll = HeldPoll(self._board, node_id, self._limits.long_poll_seconds)
-        return await poll.answer(lambda: call(self._superlink, onward, body), receive)
+        return await poll.answer(lambda: self._pass_on(onward, headers, body), receive)
+
+    async def _pass_on(self, onward: Scope, headers: Mapping[bytes, bytes], body: bytes) -> Reply:
+        """What SuperLink answers. Bodies and held questions take long: whose member was expelled
+        meanwhile is refused."""
+        self._gate.check_again(headers, datetime.datetime.now(datetime.UTC))
+        return await call(self._superlink, onward, body)
 
     async def _settle(self, done: Done) -> None:
         async with self._settling:

@@ -54,7 +54,7 @@ class HealthApp:
         self._runs = RunGauges(folder.runs, metrics)
         self._last: Health | None = None
         for name, meaning in (
-            ("nodes_online", "SuperNodes that sent a heartbeat lately"),
+            ("nodes_online", "SuperNodes that sent a heartbeat or asked for messages lately"),
             ("members", "Members of the newest roster"),
             ("roster_version", "The newest roster"),
             ("free_bytes", "Free space where the consortium's folder lies"),
@@ -81,8 +81,8 @@ class HealthApp:
         await send_reply(send, reply)
 
     def look(self) -> Health:
-        """Ask the database, the disk and the certificate."""
-        problems: list[str] = []
+        """Ask the database, the disk, the certificate and the roster's watch."""
+        problems = list(self._roster.problems)
         newest = self._roster.chain[-1]
         self._last = Health(
             nodes_online=self._nodes_online(problems),

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import stat
 import sys
 import time
@@ -80,11 +81,12 @@ class Apps:
 
 
 class Hosting:
-    """The servers of one process in one event loop."""
+    """The servers of one process in one event loop. passphrase: of the TLS key."""
 
     def __init__(
         self,
         folder: ConsortiumFolder,
+        passphrase: bytes | None,
         sockets: Sockets,
         apps: Apps,
         limits: Limits,
@@ -93,6 +95,7 @@ class Hosting:
         tls: dict[str, Any] = {
             "ssl_certfile": str(folder.server_certificate),
             "ssl_keyfile": str(folder.server_key),
+            "ssl_keyfile_password": passphrase,
         }
         quiet: dict[str, Any] = {
             "log_config": None,
@@ -100,6 +103,8 @@ class Hosting:
             "timeout_graceful_shutdown": GRACE_SECONDS,
         }
         self._folder = folder
+        # Never None: OpenSSL would ask whoever sits at the terminal.
+        self._passphrase = passphrase or b""
         self._sockets = sockets
         self._control = LoopbackServer(Config(apps.control, lifespan="on", **tls, **quiet))
         self._metrics = LoopbackServer(Config(apps.metrics, lifespan="off", **quiet))
@@ -161,12 +166,23 @@ class Hosting:
         self._folder.gateway_state.unlink(missing_ok=True)
 
     def reload_certificate(self) -> None:
-        """New connections get the certificate that now lies in the folder."""
+        """New connections get the certificate that now lies in the folder.
+
+        Errors: OSError, ssl.SSLError where it cannot be used; the old one stays then.
+        """
+        # Loaded apart: opening the key takes a second, in which a context in use would have none.
+        certified = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certified.load_cert_chain(
+            self._folder.server_certificate, self._folder.server_key, self._passphrase
+        )
+
+        def present(connection: ssl.SSLObject, _name: str, _context: ssl.SSLContext) -> None:
+            connection.context = certified
+
         for server in (self._control, self.firms):
             if server.config.ssl is not None:
-                server.config.ssl.load_cert_chain(
-                    self._folder.server_certificate, self._folder.server_key
-                )
+                # Called in every handshake, with or without a server's name.
+                server.config.ssl.sni_callback = present
 
     def _state(self) -> GatewayState:
         return GatewayState(

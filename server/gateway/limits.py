@@ -19,12 +19,12 @@ class Limits:
     header_seconds: float
     body_idle_seconds: float
     long_poll_seconds: float
+    # Replies of one firm that the run has not taken yet.
+    max_unread_bytes: int
     # A body or response that crawls along is cut off even if it never pauses.
     transfer_seconds: float = 600.0
     # Bodies of one firm that are held in memory at a time; its further requests queue.
     bodies_at_a_time: int = 8
-    # Replies of one firm that the run has not taken yet.
-    max_unread_bytes: int = 2048 * MIB
     # Objects of one reply: with 5 MiB each, 40 GiB.
     max_tree_objects: int = 8192
     # What one of these takes in the announcement (70 bytes), with some room; and all else in it.
@@ -49,4 +49,5 @@ class Limits:
             header_seconds=settings.header_seconds,
             body_idle_seconds=settings.body_idle_seconds,
             long_poll_seconds=settings.long_poll_seconds,
+            max_unread_bytes=settings.max_unread_mib * MIB,
         )

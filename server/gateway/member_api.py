@@ -39,6 +39,9 @@ ROSTER = ("GET", "/v1/foedus/roster")
 PUSH_RECEIPTS = ("POST", "/v1/foedus/receipts")
 PULL_RECEIPTS = ("GET", "/v1/foedus/receipts")
 
+# A firm asks for the rest; it takes answers of 4 MiB at most.
+_ROSTER_PAGE_BYTES = 1 << 20
+
 _MEMBER = MEMBER_HEADER.lower().encode()
 _NONCE = NONCE_HEADER.lower().encode()
 
@@ -146,8 +149,15 @@ class MemberApi:
         return answer
 
     def _roster(self, member: MemberEntry, query: Mapping[str, str], body: Any) -> dict[str, Any]:
-        after = whole_number(query, "after")
-        return {"lines": [one.to_line() for one in self._chain() if one.version > after]}
+        after, chain = whole_number(query, "after"), self._chain()
+        lines: list[str] = []
+        num_bytes = 0
+        for version in (one for one in chain if one.version > after):
+            if num_bytes >= _ROSTER_PAGE_BYTES:
+                break
+            lines.append(version.to_line())
+            num_bytes += len(lines[-1])
+        return {"lines": lines, "newest": chain[-1].version}
 
 
 def whole_number(query: Mapping[str, str], name: str) -> int:

@@ -43,13 +43,19 @@ class SignedTime:
 class NodeGate:
     """Lets a request's headers through once.
 
+    `is_member` says of a public key and a time, in Unix seconds, whether the roster admits it: what
+    SuperLink has registered may be another's, or may have failed to be unregistered.
     `node_of` gives the node id of a registered public key, or None; it reads SuperLink's database.
     `opened_at` is when this process began, which no signature that an earlier one saw can postdate.
     """
 
     def __init__(
-        self, node_of: Callable[[bytes], int | None], opened_at: datetime.datetime
+        self,
+        is_member: Callable[[bytes, float], bool],
+        node_of: Callable[[bytes], int | None],
+        opened_at: datetime.datetime,
     ) -> None:
+        self._is_member = is_member
         self._node_of = node_of
         # A node's clock may be that far ahead of ours.
         self.takes_from = opened_at + datetime.timedelta(seconds=SYSTEM_TIME_TOLERANCE)
@@ -62,6 +68,7 @@ class NodeGate:
         lies before this process, so that nothing is known about its use.
         """
         signed = read_signed_time(headers, now)
+        self._check_member(signed.public_key, now)
         node_id = self._node_of(signed.public_key)
         if node_id is None:
             raise Refused(Reason.UNAUTHENTICATED, "The key is not registered.")
@@ -71,6 +78,17 @@ class NodeGate:
         if not self._used.first_use(signed.replay_key, now.timestamp()):
             raise Refused(Reason.REPLAYED, f"A signature of node {node_id} came again.")
         return node_id
+
+    def check_again(self, headers: Mapping[bytes, bytes], now: datetime.datetime) -> None:
+        """For a request that was admitted and has waited since. Does not block.
+
+        Errors: Refused UNAUTHENTICATED where its sender is no member any more.
+        """
+        self._check_member(b64decode(headers[PUBLIC_KEY]), now)
+
+    def _check_member(self, public_key: bytes, now: datetime.datetime) -> None:
+        if not self._is_member(public_key, now.timestamp()):
+            raise Refused(Reason.UNAUTHENTICATED, "The key is no member's.")
 
 
 def read_signed_time(headers: Mapping[bytes, bytes], now: datetime.datetime) -> SignedTime:

@@ -14,7 +14,8 @@ import uvloop
 from fastapi import FastAPI
 from flwr.server.superlink.linkstate import LinkState
 
-from protocol.consortium.private_pem import read_private_file
+from protocol.consortium.private_pem import from_private_pem, read_private_file
+from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
 from server.gateway.belongings import Belongings, Database
@@ -29,7 +30,7 @@ from server.gateway.long_poll import ArrivalBoard
 from server.gateway.member_api import PULL_RECEIPTS, PUSH_RECEIPTS, Handler, MemberApi
 from server.gateway.metrics import Metrics
 from server.gateway.node_identity import NodeGate
-from server.gateway.presence import Presence
+from server.gateway.presence import Nodes, Presence
 from server.gateway.redelivery import Redelivery
 from server.gateway.reply_check import ReplyCheck
 from server.gateway.reply_removal import Removing, ReplyRemoval
@@ -62,7 +63,8 @@ def run_gateway(folder: ConsortiumFolder, log_format: str) -> None:
     """Serve until told to stop. Errors: FoedusError where it cannot start."""
     opened_at = datetime.datetime.now(datetime.UTC)
     settings = folder.settings()
-    read_private_file(folder.server_key, "the key of the coordinator's TLS certificate")
+    passphrase = folder.passphrase()
+    _expect_tls_key(folder, passphrase)
     folder.state.mkdir(parents=True, exist_ok=True)
     sockets = Sockets.bind(settings)
     desk = CountersigningDesk.of(folder)
@@ -73,28 +75,39 @@ def run_gateway(folder: ConsortiumFolder, log_format: str) -> None:
     # A round is dozens of small requests, one after the other: what counts is how soon each is
     # taken up, and asyncio's own loop takes half as long again (docs/experiments.md).
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(folder, settings, sockets, superlink, handlers, opened_at))
+        runner.run(_serve(folder, settings, passphrase, sockets, superlink, handlers, opened_at))
+
+
+def _expect_tls_key(folder: ConsortiumFolder, passphrase: bytes | None) -> None:
+    """Errors: FoedusError where the key is missing, readable by others, or does not open."""
+    data = read_private_file(folder.server_key, "the key of the coordinator's TLS certificate")
+    try:
+        from_private_pem(data, passphrase)
+    except FoedusError as error:
+        raise FoedusError(f"{folder.server_key}: {error}") from error
 
 
 async def _serve(
     folder: ConsortiumFolder,
     settings: ConsortiumSettings,
+    passphrase: bytes | None,
     sockets: Sockets,
     superlink: FastAPI,
     handlers: Mapping[tuple[str, str], Handler],
     opened_at: datetime.datetime,
 ) -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = _SUPERLINK_THREADS
-    limits, metrics, board, unread = Limits.of(settings), Metrics(), ArrivalBoard(), UnreadBytes()
+    limits, metrics, board = Limits.of(settings), Metrics(), ArrivalBoard()
     whole = WholeReplies()
     uploads = Uploads(whole)
     state: LinkState = superlink.state.linkstate_factory.state()
     database = cast(Database, state)
     belongings, removal = Belongings(database), ReplyRemoval(cast(Removing, state))
+    unread = UnreadBytes(database, removal)
     for open_upload in belongings.open_uploads():
         uploads.begun(*open_upload)
     roster = RosterWatch(folder, Runs(folder, settings).control)
-    gate = NodeGate(state.get_node_id_by_public_key, opened_at)
+    gate = NodeGate(roster.admits, state.get_node_id_by_public_key, opened_at)
     guard = Guard(
         superlink,
         gate,
@@ -104,7 +117,7 @@ async def _serve(
             unread,
             ReplyCheck(database, state.object_store, removal),
             limits,
-            Presence(state),
+            Presence(cast(Nodes, state)),
         ),
         Redelivery(database),
         board,
@@ -116,7 +129,7 @@ async def _serve(
     announcements = FalseAnnouncements(database, removal)
     watch = RunWatch(superlink, board, unread, uploads, whole, announcements)
     apps = Apps(watch, guard, health)
-    hosting = Hosting(folder, sockets, apps, limits, metrics)
+    hosting = Hosting(folder, passphrase, sockets, apps, limits, metrics)
     metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)
     metrics.gauge("connections", "Open connections of firms", lambda: hosting.firms.num_connections)
     certificate = CertificateWatch(

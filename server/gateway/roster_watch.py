@@ -1,4 +1,4 @@
-"""Keeps SuperLink's registered nodes, and the member API, the same as the newest signed roster."""
+"""Keeps SuperLink's registered nodes, and who is let in, the same as the newest signed roster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RosterWatch:
         self._folder = folder
         self._registry = registry
         self._read_mark = self._mark()
-        self._chain: Sequence[SignedRoster] = folder.chain()
+        self._take(folder.chain())
         self._synced_at = 0.0
         self._sync_due_at = 0.0
         self._retry_seconds = FIRST_RETRY_SECONDS
@@ -49,6 +49,19 @@ class RosterWatch:
     def chain(self) -> Sequence[SignedRoster]:
         """All versions, oldest first, verified."""
         return self._chain
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What has been wrong since the last look, one sentence each."""
+        return self._problems.lasting
+
+    def admits(self, supernode_key: bytes, now: float) -> bool:
+        """True where the key is that of a member of the newest version whose time is not over.
+
+        Reads no file: the firms' port asks it at every request. now: Unix seconds.
+        """
+        entry = self._by_key.get(supernode_key)
+        return entry is not None and not entry.expired(now)
 
     def look(self, now: float) -> None:
         """Read the roster again if it changed; register and unregister what that asks for."""
@@ -77,8 +90,13 @@ class RosterWatch:
             self._problems.tell(_READING, "the file's history is another one.")
             return False
         self._problems.over(_READING)
-        self._read_mark, self._chain = mark, chain
+        self._read_mark = mark
+        self._take(chain)
         return True
+
+    def _take(self, chain: Sequence[SignedRoster]) -> None:
+        self._chain = chain
+        self._by_key = {entry.supernode_key: entry for entry in chain[-1].members}
 
     def _member_expired(self, now: float) -> bool:
         return any(self._synced_at < e.expires <= now for e in self._chain[-1].members)

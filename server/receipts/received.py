@@ -110,7 +110,7 @@ class ReceivedLog:
 
         Errors: FoedusError naming the first line that does not follow from the one before.
         """
-        for line in self._lines.verify(after, unfinished=False):
+        for line in self._lines.verify(after):
             try:
                 reply = ReceivedReply(**line.values)
             except TypeError as error:

@@ -128,7 +128,7 @@ class SecureRound:
         return exchange(self._grid, messages, deadline, on_reply, reply_bytes).silent
 
     def beside_training(self, content: RecordDict) -> RecordDict:
-        """The records of a masked input's request: its own, and the TrainRequest's."""
+        """The records of a masked input's request: its own, and the train request's."""
         train = self._train_content
         return RecordDict({SECURE: content[SECURE], ARRAYS: train[ARRAYS], CONFIG: train[CONFIG]})
 

@@ -13,6 +13,7 @@ from client.cli import app
 from client.run_settings import read_run_settings
 from protocol.audit_policy import AuditPolicy, audited_settings_digest
 from protocol.codec import encode, flatten
+from protocol.errors import FoedusError
 from protocol.settings import PrivacySettings, RunSettings
 from tests.client.released import release
 from tests.small_runs import small_run, write_site
@@ -80,6 +81,27 @@ def test_settings_are_read_nested_and_as_server_check_prints_them(tmp_path: Path
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(values))
         assert read_run_settings(path) == RUN
+
+
+@pytest.mark.parametrize("label", ["${oc.env:FOEDUS_PASSPHRASE}", "a ${model.id}", "${novel:x}"])
+def test_a_run_settings_file_of_somebody_else_brings_in_nothing_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    monkeypatch.setenv("FOEDUS_PASSPHRASE", "correct horse")
+    nested = encode(RUN)
+    nested["task"]["labels"] = [label, "other"]
+    for values in (nested, flatten(nested)):
+        path = tmp_path / "settings.json"
+        path.write_text(json.dumps(values))
+        with pytest.raises(FoedusError, match=r"got a reference at 'task.labels'") as refused:
+            read_run_settings(path)
+        assert "horse" not in str(refused.value)
+
+
+def test_a_run_settings_file_that_is_a_list_is_refused_with_a_message(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps([encode(RUN)]))
+    with pytest.raises(FoedusError, match="got a list"):
+        read_run_settings(tmp_path / "settings.json")
 
 
 @pytest.mark.slow

@@ -186,6 +186,18 @@ def test_verify_finds_a_broken_chain_and_ends_with_status_1(site: Path, damage: 
     assert "line" in result.stderr and "Traceback" not in result.output
 
 
+def test_a_line_that_is_being_written_or_that_a_crash_left_is_none_yet(site: Path) -> None:
+    path = receipts_of(site, 3).path
+    data = path.read_bytes()
+    for end in (b'{"digest": "ab', data.splitlines()[-1]):
+        path.write_bytes(data + end)
+        for words in ([], ["--verify"]):
+            result = run("log", "--config", site, *words)
+            assert result.exit_code == 0, result.output
+        assert "The chain of 3 receipts is whole." in result.stderr
+        assert path.read_bytes() == data + end
+
+
 def test_log_without_verify_shows_what_it_can_and_names_the_rest(site: Path) -> None:
     path = receipts_of(site, 2).path
     path.write_text("half a li\n" + path.read_text())

@@ -164,6 +164,64 @@ def test_a_form_that_is_asked_for_again_is_the_one_that_people_see(book: Consent
     assert [form.digest for form in book.all().values()] == [consent_digest(second)]
 
 
+def in_rounds(rounds: int) -> Request:
+    return asked(little_run(rounds=rounds, deadline_seconds=1000.0))
+
+
+def test_of_many_forms_those_that_people_decided_on_and_the_newest_that_wait_are_kept(
+    book: ConsentBook,
+) -> None:
+    desk = ConsentDesk(book, 0.0)
+    code(desk, in_rounds(1))
+    book.decide(RUN_ID, consent_digest(in_rounds(1)), Decision.APPROVED)
+    for rounds in range(2, 100):
+        assert code(desk, in_rounds(rounds)) == RefusalReason.CONSENT_PENDING
+    kept = [form.summary["rounds"] for form in book.forms(RUN_ID)]
+    assert kept == [1, 95, 96, 97, 98, 99]
+    assert code(desk, in_rounds(1)) == "ok"
+
+
+def test_a_form_that_was_approved_once_stays_known_when_its_approval_is_used_up(
+    book: ConsentBook,
+) -> None:
+    desk = ConsentDesk(book, 0.0)
+    code(desk, in_rounds(1))
+    book.decide(RUN_ID, consent_digest(in_rounds(1)), Decision.APPROVED)
+    while code(desk, in_rounds(1)) == "ok":
+        pass
+    for rounds in range(2, 20):
+        code(desk, in_rounds(rounds))
+    assert book.forms(RUN_ID)[0].answered == {"train": 12}
+
+
+def test_of_many_runs_those_that_people_decided_on_and_the_newest_that_wait_are_kept(
+    book: ConsentBook,
+) -> None:
+    desk = ConsentDesk(book, 0.0)
+    run_ids = [f"{number:032x}" for number in range(70)]
+    for run_id in run_ids[:2]:
+        code(desk, asked(run_id=run_id))
+    book.decide(run_ids[0], consent_digest(asked()), Decision.APPROVED)
+    book.decide(run_ids[1], consent_digest(asked()), Decision.DENIED)
+    for run_id in run_ids[2:]:
+        assert code(desk, asked(run_id=run_id)) == RefusalReason.CONSENT_PENDING
+    assert set(book.all()) == {*run_ids[:2], *run_ids[20:]}
+    assert code(desk, asked(run_id=run_ids[0])) == "ok"
+    assert code(desk, asked(run_id=run_ids[1])) == RefusalReason.CONSENT_DENIED
+
+
+def test_a_run_that_nobody_could_read_is_declined_and_not_written_down(book: ConsentBook) -> None:
+    run = little_run()
+    run = replace(run, task=replace(run.task, labels=("x" * 10**6, "y")))
+    assert code(ConsentDesk(book, 0.0), asked(run)) == RefusalReason.POLICY
+    assert book.all() == {}
+
+
+def test_a_denial_covers_no_request(book: ConsentBook) -> None:
+    code(ConsentDesk(book, 0.0), asked())
+    assert book.decide(RUN_ID, consent_digest(asked()), Decision.DENIED).covered == {}
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_an_approval_covers_each_round_twice_and_ten_requests_more(
     book: ConsentBook, kind: Kind
@@ -253,11 +311,15 @@ def test_a_request_that_waited_beyond_the_hours_is_declined_though_it_is_approve
     assert codes == [RefusalReason.OUTSIDE_HOURS]
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema": 2}', "[]", '{"schema": 1, "forms": [{}]}'])
-def test_a_damaged_file_lets_nothing_pass(book: ConsentBook, text: str) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b'{"schema": 2}', b"[]", b'{"schema": 1, "forms": [{}]}', b"\xff", b"[" * 10**5],
+    ids=["empty", "no schema", "schema", "list", "form", "no UTF-8", "deep"],
+)
+def test_a_damaged_file_lets_nothing_pass(book: ConsentBook, data: bytes) -> None:
     code(ConsentDesk(book, 0.0), asked())
     book.decide(RUN_ID, consent_digest(asked()), Decision.APPROVED)
-    next(book.folder.glob("*.json")).write_text(text)
+    next(book.folder.glob("*.json")).write_bytes(data)
     with pytest.raises(FoedusError, match="Delete it to be asked again"):
         ConsentDesk(book, 0.0).require(asked())
 
@@ -342,6 +404,24 @@ def test_an_older_form_that_is_asked_for_again_is_shown_and_can_be_approved(
     assert shown.exit_code == 0
     assert re.search(rf"\brounds +{first.federation.rounds}\b", shown.stdout)
     assert [status(site, run) for run in (first, second)] == ["ok", "consent_pending"]
+
+
+def test_without_a_question_only_the_form_that_is_named_is_approved_where_there_are_several(
+    tmp_path: Path,
+) -> None:
+    path = site_that_asks(tmp_path)
+    site = Site.from_file(path)
+    first, second = small_run("ffa"), small_run("ffa", rounds=99)
+    status(site, first)
+    (told,) = json.loads(command("--json", "--config", path).stdout)["runs"]
+    status(site, second)  # Comes after people have looked.
+    refused = command(RUN_ID, "--yes", "--config", path)
+    assert refused.exit_code == 2 and told["settings_digest"][:12] in refused.stderr
+    assert [status(site, run) for run in (first, second)] == ["consent_pending"] * 2
+    words = [RUN_ID, "--yes", "--digest", told["settings_digest"], "--config", path]
+    assert command(*words).exit_code == 0
+    assert [status(site, run) for run in (first, second)] == ["ok", "consent_pending"]
+    assert command(RUN_ID, "--deny", "--yes", "--config", path).exit_code == 0
 
 
 @pytest.mark.parametrize("run", ["zz", ""])

@@ -67,7 +67,7 @@ def test_texts_too_short_to_learn_from_are_counted() -> None:
 def test_given_conversations_are_taken_as_they_are() -> None:
     turns = (ChatMessage("user", "Hi"), ChatMessage("assistant", "Hello"))
     (example,) = chat_examples(Contract("Hi\n\nHello", "s", "m", label="x", messages=turns))
-    assert example == ChatExample((("user", "Hi"), ("assistant", "Hello")), "m")
+    assert example == ChatExample((("user", "Hi"), ("assistant", "Hello")), "m", "Hi\n\nHello")
 
 
 def test_a_labelled_clause_becomes_a_request_to_draft_it() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import stat
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from client.contracts import Contract
+from client.examples.build import build_examples
 from client.privacy import ledger as ledger_module
 from client.privacy.accounting import Cost, epsilon_spent, noise_multiplier
 from client.privacy.composition import Budget
@@ -27,6 +32,7 @@ from tests.client.ledgers import (
     clauses,
     entry,
     epsilon_of,
+    first_version_ledger,
     ledger_with,
     open_ledger,
     units_of,
@@ -132,6 +138,49 @@ def test_a_matter_under_a_new_name_keeps_what_it_spent(tmp_path: Path) -> None:
     renamed = [ClauseExample(c.text, c.label, "ALPHA-2") for c in clauses("alpha")]
     with pytest.raises(Refusal):
         open_ledger(tmp_path).reserve(entry(), data_units(renamed, "matter"), budget_for(2))
+
+
+WORDS = "In clause {} the parties agree, for the term of this agreement, on what follows here."
+LABELLED = [Contract(WORDS.format(n), f"c:{n}", "alpha", label="payment") for n in range(3)]
+
+
+@pytest.mark.parametrize("unit", ["matter", "example"])
+@pytest.mark.parametrize("changed", ["task", "label", "spacing"])
+def test_the_same_words_keep_what_they_spent_in_another_task_and_under_another_label(
+    tmp_path: Path, unit: str, changed: str
+) -> None:
+    before = build_examples(LABELLED, "classify", 0.0).train
+    open_ledger(tmp_path).reserve(entry(unit=unit), data_units(before, unit))
+    others = [replace(contract, matter="ALPHA-2") for contract in LABELLED]
+    if changed == "label":
+        others = [replace(contract, label="term") for contract in others]
+    if changed == "spacing":
+        others = [replace(contract, text=contract.text.replace(" ", "\n")) for contract in others]
+    after = build_examples(others, "instruct" if changed == "task" else "classify", 0.0).train
+    with pytest.raises(Refusal) as refused:
+        open_ledger(tmp_path).reserve(
+            entry(2, unit=unit), data_units(after, unit), budget_for(1, unit)
+        )
+    assert refused.value.code == RefusalReason.BUDGET_SPENT
+
+
+@pytest.mark.parametrize("unit", ["matter", "example"])
+def test_what_a_ledger_of_the_first_version_holds_counts_against_everything(
+    tmp_path: Path, unit: str
+) -> None:
+    """Its digests hold label or prompt: whose they are can no longer be told."""
+    first_version_ledger(tmp_path, unit)
+    anything = units_of("never seen", unit=unit)
+    with pytest.raises(Refusal) as refused:
+        open_ledger(tmp_path).reserve(entry(2, unit=unit), anything, budget_for(1, unit))
+    assert refused.value.code == RefusalReason.BUDGET_SPENT
+    ledger = open_ledger(tmp_path)
+    ledger.confirm(ledger.reserve(entry(2, unit=unit), anything, budget_for(2, unit)))
+    old, new = ledger.account(budget_for(9, unit))
+    assert old.epsilon_spent == new.epsilon_spent == epsilon_of(2)
+    assert ledger.verify() == 2
+    with closing(sqlite3.connect(ledger.path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_a_matter_that_shares_boilerplate_does_not_pay_for_the_other(tmp_path: Path) -> None:

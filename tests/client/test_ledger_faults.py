@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from client.privacy import ledger as ledger_module
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_rows import read_content
 from protocol.errors import FoedusError, Refusal
@@ -155,6 +156,80 @@ def test_processes_that_write_at_once_keep_ledger_and_receipts_whole(tmp_path: P
     ledger = open_ledger(tmp_path)
     assert ledger.verify() == 32
     assert len(list(ledger._receipts.verify())) == 32
+
+
+def as_written(folder: Path) -> dict[str, tuple[bytes, int, int]]:
+    """Content, mode and time of change of all files."""
+    return {
+        path.name: (path.read_bytes(), path.stat().st_mode, path.stat().st_ctime_ns)
+        for path in folder.iterdir()
+    }
+
+
+def test_looking_at_a_ledger_writes_nothing_and_waits_for_no_reservation(tmp_path: Path) -> None:
+    ledger = ledger_with(tmp_path, 2)
+    ledger.path.chmod(0o640)
+    with (tmp_path / "receipts.jsonl").open("ab") as stream:
+        stream.write(b'{"digest": "ab')
+    before = as_written(tmp_path)
+    with closing(_connect(ledger)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        looking = open_ledger(tmp_path)
+        assert looking.verify() == 2
+        assert looking.account(budget_for(9)) and looking.head().startswith("2:")
+        assert set(as_written(tmp_path)) == set(before)
+    assert as_written(tmp_path) == before
+
+
+def test_what_a_crash_left_of_a_row_is_undone_by_whoever_looks(tmp_path: Path) -> None:
+    ledger_with(tmp_path, 1)
+    # So large that SQLite writes to the file before the end of the change.
+    script = """
+import sqlite3
+connection = sqlite3.connect(folder / "privacy.sqlite3", isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(200):
+    connection.execute("INSERT INTO data_sets VALUES (?, ?)", (str(number), b"x" * 4096))
+wait("half")
+"""
+    kill_at("half", script, tmp_path)
+    assert (tmp_path / "privacy.sqlite3-journal").exists()
+    assert open_ledger(tmp_path).verify() == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "advice"),
+    [
+        ("PRAGMA max_page_count = 1", "Make room on the disk"),
+        ("PRAGMA query_only = 1", "Let this account read and write"),
+        ("", "Another process has held it for minutes"),
+    ],
+)
+def test_a_ledger_that_cannot_be_written_now_is_not_called_broken(
+    tmp_path: Path, trouble: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_with(tmp_path, 1)
+    connect = sqlite3.connect
+
+    def troubled(*words: Any, **named: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*words, **named)
+        connection.execute(trouble)
+        return connection
+
+    with closing(_connect(ledger)) as other:
+        if trouble:
+            monkeypatch.setattr(sqlite3, "connect", troubled)
+        else:
+            monkeypatch.setattr(ledger_module, "_LOCK_SECONDS", 0.1)
+            other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Refusal, match=advice) as refused:
+            ledger.reserve(entry(2), units_of(*(f"matter {number}" for number in range(200))))
+        assert refused.value.code == RefusalReason.LEDGER_BROKEN
+        assert "restored" not in str(refused.value)
+    monkeypatch.undo()
+    assert ledger.verify() == 1
+    assert ledger.reserve(entry(2), units_of("alpha")).sequence == 2
 
 
 def test_a_deleted_ledger_is_not_begun_anew(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +130,27 @@ def test_a_receipt_holds_digests_and_sizes_only(chain: ReceiptLog) -> None:
         "num_bytes",
         "previous",
         "ledger",
+        "salt",
     }
+
+
+def test_who_knows_all_that_a_line_says_cannot_compute_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2026, 1, 1, tzinfo=UTC)
+
+    monkeypatch.setattr("client.receipts.datetime", Stopped)
+    twins = [ReceiptLog(tmp_path / f"{name}.jsonl") for name in "ab"]
+    for twin in twins:
+        append(twin, 1)
+        append(twin, 2)
+    hashes = {line.hash for twin in twins for _, line in twin.lines()}
+    salts = {receipt.salt for twin in twins for receipt in twin.verify()}
+    assert len(hashes) == len(salts) == 4
+    assert all(len(bytes.fromhex(salt)) == 16 for salt in salts)
 
 
 def test_lines_written_before_there_was_a_ledger_still_verify(chain: ReceiptLog) -> None:
@@ -143,18 +165,97 @@ def test_lines_written_before_there_was_a_ledger_still_verify(chain: ReceiptLog)
         with chain.path.open("a") as stream:
             stream.write(line + "\n")
     append(chain, 2)
-    assert [receipt.ledger for receipt in chain.verify()] == ["", "", ""]
+    receipts = list(chain.verify())
+    assert [receipt.ledger for receipt in receipts] == ["", "", ""]
+    assert [bool(receipt.salt) for receipt in receipts] == [False, False, True]
     assert chain.ledger_heads() == frozenset()
 
 
 def test_the_heads_of_the_ledger_are_those_that_receipts_name(chain: ReceiptLog) -> None:
     for head in ("1:a", "2:b", "2:b"):
-        chain.append(
-            kind="ledger", run_id=RUN_ID, round_=1, status="reserved", digest="d", num_bytes=0,
-            ledger=head,
-        )  # fmt: skip
+        vouch(chain, head)
     assert chain.ledger_heads() == {"1:a", "2:b"}
     assert ReceiptLog(chain.path.parent / "none.jsonl").ledger_heads() == frozenset()
+
+
+def vouch(log: ReceiptLog, head: str) -> None:
+    log.append(
+        kind="ledger", run_id=RUN_ID, round_=1, status="reserved", digest="d", num_bytes=0,
+        ledger=head,
+    )  # fmt: skip
+
+
+def test_the_heads_are_known_without_reading_the_log_again(
+    chain: ReceiptLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[Path, str]] = []
+    real = Path.open
+
+    def noted(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        opened.append((path, mode))
+        return real(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", noted)
+    assert chain.ledger_heads() == frozenset()
+    assert opened == [(chain.path, "rb")]
+    for head in ("1:a", "2:b"):
+        vouch(chain, head)
+    assert chain.ledger_heads() == {"1:a", "2:b"}
+    assert opened.count((chain.path, "rb")) == 1
+
+
+def test_what_another_process_writes_is_taken_up(chain: ReceiptLog) -> None:
+    vouch(chain, "1:a")
+    assert chain.ledger_heads() == {"1:a"}
+    vouch(ReceiptLog(chain.path), "2:b")
+    vouch(chain, "3:c")
+    assert chain.ledger_heads() == {"1:a", "2:b", "3:c"}
+
+
+def test_a_change_under_a_process_that_has_read_the_log_shows(chain: ReceiptLog) -> None:
+    vouch(chain, "1:a")
+    assert chain.ledger_heads() == {"1:a"}
+    good = chain.path.read_bytes()
+    rewrite(chain.path, good.replace(b'"num_bytes": 99', b'"num_bytes": 98', 1))
+    with pytest.raises(FoedusError, match="line 2 does not follow"):
+        chain.ledger_heads()
+    # What is written after it makes it no better.
+    append(chain, 6)
+    with pytest.raises(FoedusError, match="line 2 does not follow"):
+        chain.ledger_heads()
+    rewrite(chain.path, good)
+    assert chain.ledger_heads() == {"1:a"}
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """In place, until the kernel's clock, which dates changes, has moved on."""
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:
+        path.write_bytes(data)
+
+
+def test_a_log_that_was_cut_vouches_for_what_is_left(chain: ReceiptLog) -> None:
+    vouch(chain, "1:a")
+    before = chain.path.read_bytes()
+    vouch(chain, "2:b")
+    assert chain.ledger_heads() == {"1:a", "2:b"}
+    chain.path.write_bytes(before)
+    assert chain.ledger_heads() == {"1:a"}
+    chain.path.unlink()
+    assert chain.ledger_heads() == frozenset()
+
+
+def test_half_a_line_vouches_for_nothing_and_is_left_to_who_writes_it(chain: ReceiptLog) -> None:
+    vouch(chain, "1:a")
+    whole = chain.path.read_bytes()
+    vouch(chain, "2:b")
+    chain.path.write_bytes(chain.path.read_bytes()[:-1])
+    before = chain.path.read_bytes()
+    assert chain.ledger_heads() == {"1:a"}
+    assert chain.path.read_bytes() == before
+    vouch(chain, "2:c")
+    assert chain.ledger_heads() == {"1:a", "2:c"}
+    assert chain.path.read_bytes().startswith(whole)
 
 
 def test_threads_that_append_at_once_keep_the_chain_whole(chain: ReceiptLog) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from protocol.messages import (
 )
 from protocol.methods import METHODS, uploaded_factors
 from protocol.reasons import RefusalReason
-from protocol.settings import RunSettings
+from protocol.settings import PrivacySettings, RunSettings
 from tests.small_runs import (
     RUN_ID,
     clause_records,
@@ -152,8 +154,20 @@ def test_a_personal_factor_never_leaves_and_is_kept_by_run_and_round(tmp_path: P
     assert not any(factor_of(name) == "B" for name in reply.update)
     kept = PersonalFactors(site.state_folder, RUN_ID).after(1)
     assert {factor_of(name) for name in kept} == {"B"} and l2_norm(kept) > 0
+    (file,) = (site.state_folder / "personal" / RUN_ID).iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert PersonalFactors(site.state_folder, RUN_ID).after(0) == {}
     assert PersonalFactors(site.state_folder, OTHER_RUN).after(1) == {}
+
+
+def test_the_clip_norm_of_a_private_run_is_kept_for_the_owner_alone(tmp_path: Path) -> None:
+    privacy = PrivacySettings(
+        mode="dp", unit="example", steps_per_round=1, adaptive_clipping=True, target_epsilon=50.0
+    )
+    run, site = replace(small_run(), privacy=privacy), open_site(tmp_path)
+    assert ask(site, run).config_records[CONFIG]["status"] == "ok"
+    file = site.state_folder / "clip_norm" / f"{RUN_ID}.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_personal_factor_goes_on_from_the_round_before_also_in_a_new_process(
@@ -168,6 +182,19 @@ def test_a_personal_factor_goes_on_from_the_round_before_also_in_a_new_process(
     assembled = assemble(reopened, adapted_model(run), request)
     for name, tensor in first.items():
         np.testing.assert_array_equal(assembled.tensors[name], tensor)
+
+
+def test_a_site_without_the_factors_it_should_have_kept_says_so_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small_run("fedsa", rounds=3)
+    site = open_site(tmp_path)
+    for round_ in (1, 2):
+        ask(site, run, round_=round_)
+    assert "restore its state folder" not in caplog.text
+    shutil.rmtree(PersonalFactors(site.state_folder, RUN_ID).folder)
+    assert parsed(run, ask(site, run, round_=3), round_=3).status == "ok"
+    assert "up to round 2" in caplog.text and "restore its state folder" in caplog.text
 
 
 def test_a_repeated_round_starts_from_what_the_site_held_then(tmp_path: Path) -> None:
@@ -298,6 +325,22 @@ def test_a_request_that_is_none_is_refused(tmp_path: Path, content: RecordDict) 
     assert len(list(site.receipts.verify())) == 1
 
 
+def test_a_request_of_any_size_leaves_a_short_trace_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = train_request(
+        RUN_ID, 1, small_run(), downloaded(small_run(), start_state(small_run()))
+    )
+    content = request.to_content()
+    content.config_records[CONFIG]["settings.task.kind"] = "x" * 10**6
+    for number in range(10_000):
+        content.config_records[CONFIG][f"settings.{number}" + "y" * 60] = 1
+    with caplog.at_level(logging.INFO, "foedus.client"):
+        reply = answer(open_site(tmp_path), content, "train")
+    assert refusal(reply) == RefusalReason.MALFORMED_REQUEST
+    assert 0 < len(caplog.text) < 20_000
+
+
 def test_a_model_the_site_does_not_have_is_a_code_to_the_server_and_advice_to_the_site(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,7 +349,7 @@ def test_a_model_the_site_does_not_have_is_a_code_to_the_server_and_advice_to_th
     content.config_records[CONFIG]["settings.model.id"] = "nobody/no-such-model"
     reply = answer(open_site(tmp_path), content, "train")
     assert refusal(reply) == RefusalReason.BASE_MODEL_DIFFERS
-    assert "Set model.id to a folder" in caplog.text
+    assert "Name a folder, or fetch it" in caplog.text
 
 
 def test_an_internal_error_travels_as_a_code_and_its_message_is_not_even_logged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -247,6 +248,54 @@ def test_a_damaged_memory_keeps_the_site_out_of_the_run_and_of_no_other(tmp_path
     assert refusal(talk.ask(Phase.ADVERTISE, 1, again)) == "internal"
     other = AdvertiseRequest(replace(session, run_id="e" * 32), talk.session.terms).to_content()
     assert status_of(talk.ask(Phase.ADVERTISE, 1, other)) == "ok"
+
+
+def other_run(talk: Conversation) -> None:
+    """Another run asks the first site for a session."""
+    session = replace(talk.session.session, run_id="e" * 32)
+    content = AdvertiseRequest(session, talk.session.terms).to_content()
+    assert status_of(talk.ask(Phase.ADVERTISE, 1, content)) == "ok"
+
+
+def test_the_secrets_of_a_session_that_nobody_finished_are_deleted_after_a_week(
+    tmp_path: Path,
+) -> None:
+    talk = Conversation(tmp_path).until(Phase.CONFIRM)
+    store = MemoryStore(talk.sites.site(1).state_folder, RUN_ID)
+    before, path = store.load(), store.folder / "memory.json"
+    assert before.current
+    week_ago = path.stat().st_mtime - 7 * 86400 - 1
+    os.utime(path, (week_ago, week_ago))
+    other_run(talk)
+    assert store.load() == replace(before, current=None)
+    assert before.current.keys.to_bytes().hex() not in path.read_text()
+    # The run can still go on, and masks what it has trained.
+    talk.sites.trainers[1] = again = LittleTrainer(1)
+    talk.new_session(attempt=2)
+    talk.until(Phase.UNMASK).phase(Phase.UNMASK)
+    assert talk.session.open_sum()[1] == 3 and again.trained == 0
+
+
+def test_a_session_that_goes_on_is_left_alone_by_another_runs(tmp_path: Path) -> None:
+    talk = Conversation(tmp_path).until(Phase.CONFIRM)
+    other_run(talk)
+    talk.phase(Phase.CONFIRM)
+    talk.phase(Phase.UNMASK)
+    assert talk.session.open_sum()[1] == 3
+
+
+def test_secrets_and_updates_that_a_crash_left_under_temporary_names_are_deleted(
+    tmp_path: Path,
+) -> None:
+    talk = Conversation(tmp_path).until(Phase.CONFIRM)
+    site = talk.sites.site(1)
+    folder = MemoryStore(site.state_folder, RUN_ID).folder
+    kept = {path.name for path in folder.iterdir()}
+    left = [".memory.json.ab12cd34", f".update-00001-{'ab' * 8}.safetensors.x_y_z_12"]
+    for name in left:
+        (folder / name).write_text("secret")
+    talk.phase(Phase.CONFIRM)
+    assert {path.name for path in folder.iterdir()} == kept
 
 
 def test_a_damaged_update_is_not_sent_in_its_place_trained_anew(tmp_path: Path) -> None:

@@ -114,6 +114,21 @@ def test_examples_are_read_and_tokenised_once(tmp_path: Path) -> None:
     assert all(isinstance(e, ClauseExample) for e in site.examples("classify").train)
 
 
+def test_settings_that_token_ids_do_not_depend_on_cost_no_memory_and_others_none_for_good(
+    tmp_path: Path,
+) -> None:
+    site = open_site(tmp_path)
+    run = small_run()
+    first = site.tokenised(run, "train")
+    later = replace(run, federation=replace(run.federation, rounds=99, seed=5))
+    assert site.tokenised(later, "train") is first
+    for max_tokens in (20, 21, 22):
+        other = replace(run, model=replace(run.model, max_tokens=max_tokens))
+        assert site.tokenised(other, "train") is not first
+    again = site.tokenised(run, "train")
+    assert again is not first and again == first
+
+
 def test_in_a_private_run_other_labels_are_left_out_and_the_coordinator_hears_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,11 +22,16 @@ _PATIENCE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def member_api(folder: ConsortiumFolder) -> Iterator[None]:
-    """Up at the address of consortium.yaml, with a desk of its own."""
+def member_api(
+    folder: ConsortiumFolder, told: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Iterator[None]:
+    """Up at the address of consortium.yaml, with a desk of its own.
+
+    told: what it makes of a page of countersigned receipts.
+    """
     server = uvicorn.Server(
         uvicorn.Config(
-            _app(folder),
+            _app(folder, told),
             host="127.0.0.1",
             port=int(folder.settings().advertised_address.rpartition(":")[2]),
             ssl_certfile=str(folder.server_certificate),
@@ -46,9 +52,9 @@ def member_api(folder: ConsortiumFolder) -> Iterator[None]:
         thread.join(_PATIENCE_SECONDS)
 
 
-def _app(folder: ConsortiumFolder) -> ASGIApp:
+def _app(folder: ConsortiumFolder, told: Callable[[dict[str, Any]], dict[str, Any]]) -> ASGIApp:
     desk = CountersigningDesk.of(folder)
-    handlers = {PUSH_RECEIPTS: desk.push, PULL_RECEIPTS: desk.pull}
+    handlers = {PUSH_RECEIPTS: desk.push, PULL_RECEIPTS: lambda *asked: told(desk.pull(*asked))}
     api = MemberApi(folder.chain, handlers, Limits.of(folder.settings()))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

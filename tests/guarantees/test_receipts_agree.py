@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +24,11 @@ from typer.testing import CliRunner
 from client.app import make_app
 from client.cli import app
 from client.countersigned import KeptCountersignatures, ReceiptExchange
+from client.enrolment.keys import load_supernode_key, save_supernode_key
 from client.receipts import Receipt
 from client.site import Site
 from protocol.consortium.countersigned_file import CountersignedFile
-from protocol.consortium.identity import Identity, save_identity
+from protocol.consortium.identity import Identity, load_identity, save_identity
 from protocol.errors import FoedusError
 from protocol.files import write_atomically
 from protocol.settings import RunSettings, SecureAggregationSettings
@@ -40,7 +41,7 @@ from simulations.engines.in_process import InProcessGrid
 from strategies.registry import build_strategy
 from tests.guarantees.member_api import member_api
 from tests.protocol.consortium.leagues import ANNE, BELL, COLE, Firm
-from tests.server.receipts.desks import found, log_of
+from tests.server.receipts.desks import found, log_of, set_members
 from tests.small_runs import small_run, start_state, write_site
 
 FIRMS = (ANNE, BELL, COLE)
@@ -221,6 +222,42 @@ def test_a_log_that_was_cut_shows_by_what_the_coordinator_holds(online: Consorti
     assert result.exit_code == 1 and result.stderr.count("the log was cut, or begun anew") == 4
 
 
+def test_new_keys_and_a_new_state_folder_begin_anew_and_the_folder_alone_does_not(
+    online: Consortium,
+) -> None:
+    """The way that docs/privacy.md shows out of a lost ledger."""
+    site, folder, config = online.sites[1], online.path / "site-1", online.config(1)
+    settings = folder / "site.yaml"
+    save_supernode_key(folder / "supernode.pem", ANNE.supernode, None)
+    settings.write_text(settings.read_text() + "supernode_key: supernode.pem\n")
+    ReceiptExchange(site).submit()
+    settings.write_text(settings.read_text().replace("state: state", "state: state-2"))
+    assert log_command(config, "--verify", "--fetch").exit_code == 1
+
+    settings.write_text(settings.read_text().replace("state: state-2", "state: state"))
+    result = CliRunner().invoke(app, ["join", "--rotate", "--folder", str(folder)])
+    assert result.exit_code == 0, result.output
+    renewed = Firm(
+        ANNE.name,
+        load_identity(folder / "identity-next.pem"),
+        load_supernode_key(folder / "supernode-next.pem", None),
+    )
+    set_members(online.folder, [renewed, BELL, COLE])
+    assert CliRunner().invoke(app, ["roster", "--config", config]).exit_code == 0
+    settings.write_text(settings.read_text().replace("state: state", "state: state-3"))
+    result = log_command(config, "--verify", "--fetch")
+    assert result.exit_code == 0, result.output
+    assert "Nothing has left this site" in result.stderr
+
+    nodes = {one.identity.member_id: node for node, one in enumerate((renewed, BELL, COLE), 1)}
+    write_atomically(online.folder.nodes, json.dumps(nodes).encode())
+    online.sites[1] = Site.from_file(settings)
+    online.run(plain_run(rounds=1), "second")
+    result = log_command(config, "--verify", "--fetch")
+    assert result.exit_code == 0, result.output
+    assert "Countersigned by the coordinator: 2 of 2" in result.stderr
+
+
 def test_without_having_asked_a_cut_at_the_end_is_only_seen_by_fetching(
     online: Consortium,
 ) -> None:
@@ -255,7 +292,30 @@ def test_a_forged_countersignature_is_neither_taken_nor_kept(online: Consortium)
     assert ours.read() == []
 
 
-def member_api_again(online: Consortium) -> AbstractContextManager[None]:
+@pytest.mark.parametrize("total", [10**18, "x", None, 2.5, True])
+def test_a_coordinator_that_says_it_holds_more_than_it_sends_is_not_asked_for_ever(
+    consortium: Consortium, total: object
+) -> None:
+    site = consortium.sites[1]
+    with member_api(consortium.folder):
+        ReceiptExchange(site).submit()
+    first: list[dict[str, Any]] = []
+
+    def told(page: dict[str, Any]) -> dict[str, Any]:
+        first.append(page)
+        return {**first[0], "total": total}
+
+    with (
+        member_api_again(consortium, told),
+        pytest.raises(FoedusError, match=r"got 4 and then none|how many countersigned"),
+    ):
+        ReceiptExchange(site).fetch()
+    assert len(first) <= 2
+
+
+def member_api_again(
+    online: Consortium, told: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> AbstractContextManager[None]:
     """A coordinator that started anew, at another port that the site is told of."""
     settings = online.folder.settings()
     address = f"127.0.0.1:{free_port()}"
@@ -263,7 +323,7 @@ def member_api_again(online: Consortium) -> AbstractContextManager[None]:
     online.folder.settings_file.write_text(text.replace(settings.advertised_address, address))
     moved = replace(online.folder.read_invitation(), address=address)
     moved.signed(online.folder.coordinator()).save(online.path / "site-1" / "consortium.json")
-    return member_api(online.folder)
+    return member_api(online.folder, told)
 
 
 def test_nothing_is_handed_in_by_a_log_that_was_changed(online: Consortium) -> None:

@@ -84,7 +84,7 @@ def test_an_unknown_id_says_where_was_looked_and_what_to_do() -> None:
         find_model_folder(ModelSettings(id="nobody/no-such-model"))
     text = str(caught.value)
     assert "'nobody/no-such-model' is no embedded name (minilm, novels), no local folder" in text
-    assert "Set model.id to a folder" in text
+    assert "Name a folder, or fetch it" in text and "hf download" in text
 
 
 def test_the_digest_is_of_content_not_of_place(novels_copy: Path) -> None:

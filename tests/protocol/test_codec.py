@@ -110,3 +110,46 @@ def test_an_unknown_key_is_named_in_one_line_and_not_at_length(key: Any, shown: 
         decode(FederationSettings, values, "x")
     (problem,) = caught.value.problems
     assert problem.startswith(f"{shown}: unknown setting; expected one of ")
+
+
+def deep(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+LARGE: dict[str, Any] = {
+    "text": "x" * 10**6,
+    "list": [1] * 10**6,
+    "number": 10**400,
+    "negative number": -(10**400),
+    "number of no digits": 16**9999,
+    "lists in lists": deep(10**5),
+    "mapping": {"a": "b" * 999},
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+@pytest.mark.parametrize("name", ["rounds", "deadline_seconds", "weighting", "server_optimizer"])
+def test_a_value_of_any_size_is_a_problem_of_one_short_line(name: str, what: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decode(FederationSettings, {name: LARGE[what]}, "x")
+    for problem in caught.value.problems:
+        assert problem.startswith(f"{name}: ") and len(problem) < 300 and "\n" not in problem
+
+
+@pytest.mark.parametrize("what", sorted(LARGE.keys() - {"mapping"}))
+def test_a_group_of_any_size_that_is_none_is_a_problem_of_one_short_line(what: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        decode(RunSettings, encode(small_run()) | {"federation": LARGE[what]}, "x")
+    assert len(str(caught.value)) < 300
+
+
+def test_of_many_problems_the_first_are_listed_and_the_others_counted() -> None:
+    values = encode(FederationSettings()) | {f"x{number}": 1 for number in range(10_000)}
+    with pytest.raises(SettingsError) as caught:
+        decode(FederationSettings, values, "x")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("10000 problems") and lines[-1] == "  - and 9980 more"
+    assert len(lines) == 22

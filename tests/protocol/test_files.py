@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from protocol.files import write_atomically
+from protocol.files import remove_leftovers, write_atomically
 
 
 def test_the_new_bytes_replace_the_old_ones_in_a_folder_made_on_the_way(tmp_path: Path) -> None:
@@ -43,3 +46,24 @@ def test_a_first_write_that_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_atomically(path, "text")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.faults
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+from protocol.files import write_atomically
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path({str(tmp_path / "secret.json")!r}), b"secret")
+"""
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", script], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.read_bytes() == b"secret"
+    kept = {"secret.json", ".secret.json", ".secret.json.old", ".other.json.abcdefgh"}
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "secret.json")
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 from peft import PeftModel
 from transformers import (
@@ -197,3 +198,30 @@ def test_the_peft_configuration_names_full_modules_and_the_task(
     assert config["target_modules"] == [f"{layer}.query", f"{layer}.value"]
     assert config["modules_to_save"] == ["classifier"]
     assert (config["task_type"], config["r"], config["lora_alpha"]) == ("SEQ_CLS", 2, 4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_type_are_refused_by_name_of_the_file(
+    copied: Path, dtype: torch.dtype
+) -> None:
+    tensors = safetensors.torch.load_file(copied / WEIGHTS)
+    converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(converted, copied / WEIGHTS)
+    with pytest.raises(FoedusError, match=rf"Expected float32 tensors in .*{WEIGHTS}"):
+        read_peft_folder(copied)
+
+
+@pytest.mark.parametrize("name", ["base_digest", "adapter_digest"])
+@pytest.mark.parametrize("value", [7, None, ["a"], {}])
+def test_a_digest_that_is_no_text_is_refused(copied: Path, name: str, value: object) -> None:
+    facts = json.loads((copied / FACTS).read_text()) | {name: value}
+    (copied / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(FoedusError, match=f"Expected a text as {name}"):
+        read_peft_folder(copied)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "9" * 10**5], ids=["deep", "long"])
+def test_facts_that_cannot_be_read_are_damage(copied: Path, text: str) -> None:
+    (copied / FACTS).write_text(text)
+    with pytest.raises(FoedusError, match="is damaged"):
+        read_peft_folder(copied)

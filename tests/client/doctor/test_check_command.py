@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from client.cli import app
 from client.consent import ConsentBook
 from client.enrolment.keys import save_supernode_key
+from client.runner.supervisor import UP_STATE, only_one
 from client.site import Site
 from protocol.codec import encode
 from protocol.consortium.identity import Identity, save_identity
@@ -27,6 +28,7 @@ from protocol.messages import Request
 from protocol.settings import PrivacySettings
 from server.consortium.certificates import Certified, make_server_certificate
 from server.consortium.folder import ConsortiumFolder
+from tests.client.ledgers import ledger_with
 from tests.guarantees.member_api import member_api
 from tests.little_sites import little_run, little_state
 from tests.protocol.consortium.leagues import ANNE, BELL
@@ -109,6 +111,17 @@ def test_checking_changes_nothing_and_works_without_a_network(site: Path) -> Non
     assert set(failed) == {"tls", "clock"}
     assert "no connection" in failed["tls"] and "does not answer" in failed["clock"]
     assert told["dry_run"]["num_bytes"] > 0
+
+
+@pytest.mark.parametrize(("more_than_cores", "state"), [(1, "warn"), (0, "ok")])
+def test_threads_are_those_that_the_site_will_train_with(
+    site: Path, more_than_cores: int, state: str
+) -> None:
+    threads = (os.cpu_count() or 1) + more_than_cores
+    path = site / "site.yaml"
+    path.write_text(f"{path.read_text()}threads: {threads}\n")
+    ((found_state, text),) = states(site, "threads")
+    assert found_state == state and f"{threads} threads" in text
 
 
 def test_keys_that_others_can_read_are_found(site: Path) -> None:
@@ -214,6 +227,32 @@ def test_runs_that_wait_for_consent_and_a_cut_log_are_said(site: Path) -> None:
     (state / "receipts.jsonl").write_text('{"sequence": 4}\n')
     assert states(site, "receipts")[0][0] == "fail"
     assert states(site, "ledger")[0][0] == "fail"
+
+
+def test_a_ledger_and_a_log_that_a_crash_left_half_written_are_left_as_they_are(
+    site: Path,
+) -> None:
+    state = Site.from_file(site / "site.yaml").state_folder
+    ledger_with(state, 2).path.chmod(0o640)
+    with (state / "receipts.jsonl").open("ab") as stream:
+        stream.write(b'{"digest": "ab')
+    before = {path: (path.read_bytes(), path.stat().st_mode) for path in state.iterdir()}
+    assert states(site, "ledger") == [("ok", "2 rounds, whole; the receipts vouch for them")]
+    assert states(site, "receipts")[0][0] == "ok"
+    assert {p: (p.read_bytes(), p.stat().st_mode) for p in state.iterdir()} == before
+
+
+def test_a_site_is_up_while_its_supervisor_is_whoever_has_its_process_id_since(site: Path) -> None:
+    state = Site.from_file(site / "site.yaml").state_folder
+    told = {"pid": os.getpid(), "node_state": "unreachable", "problem": "away"}
+    write_atomically(state / UP_STATE, json.dumps(told).encode())
+    (state / "up.lock").write_text(str(os.getpid()))
+    ((found_state, text),) = states(site, "service")
+    assert found_state == "warn" and "not running" in text
+    with only_one(state):
+        assert states(site, "service") == [("warn", "up, unreachable: away")]
+        (state / UP_STATE).unlink()
+        assert states(site, "service")[0][1].startswith("up, with no up.json")
 
 
 def test_a_policy_is_summed_up_and_none_is_said_to_be_none(site: Path) -> None:

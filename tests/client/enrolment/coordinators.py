@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -33,11 +35,14 @@ AUTHORITY = make_authority(LEAGUE, STARTED)
 
 
 class Coordinator:
-    """address: host:port it answers on. chain: what it shows; a test replaces it."""
+    """address: host:port it answers on. chain: what it shows; a test replaces it. body: what it
+    sends instead of every answer. meanwhile: done once while an answer is on its way."""
 
     def __init__(self, chain: Sequence[SignedRoster]) -> None:
         self.chain = chain
         self.address = ""
+        self.body = b""
+        self.meanwhile: Callable[[], object] | None = None
         limits = Limits.of(ConsortiumSettings(LEAGUE, "localhost:1"))
         self._api = MemberApi(lambda: self.chain, {}, limits)
 
@@ -45,8 +50,13 @@ class Coordinator:
         asked = (scope["method"], scope["path"])
         try:
             _, reply = await self._api.answer(asked, scope, receive, time.time())
+            if self.body:
+                reply = replace(reply, body=self.body)
         except Refused as refused:
             reply = refused.reply()
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            await asyncio.to_thread(meanwhile)
         await send_reply(send, reply)
 
     def invitation(

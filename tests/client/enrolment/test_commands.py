@@ -63,6 +63,16 @@ def test_join_refuses_a_coordinator_other_than_the_one_named_by_telephone(
     assert client(*words, INVITATION.fingerprint.replace(" ", "  ")).exit_code == 0
 
 
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_join_takes_no_empty_fingerprint_for_one_that_was_compared(
+    tmp_path: Path, invitation: Path, nothing: str
+) -> None:
+    words = ("join", invitation, "--name", NAME, "--folder", tmp_path / "site")
+    refused = client(*words, "--fingerprint", nothing)
+    assert refused.exit_code == 2 and "variable not set" in refused.stderr
+    assert not (tmp_path / "site").exists()
+
+
 def test_join_refuses_an_invitation_that_was_changed(tmp_path: Path, invitation: Path) -> None:
     text = invitation.read_text().replace("localhost:9443", "elsewhere:9443")
     invitation.write_text(text)

@@ -52,6 +52,11 @@ def test_private_keys_are_in_two_files_for_their_owner_alone(tmp_path: Path) -> 
     assert all(stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600 for name in secret)
 
 
+def test_what_the_site_keeps_is_for_its_owner_alone(tmp_path: Path) -> None:
+    site, _ = joined(tmp_path, INVITATION, NAME)
+    assert stat.S_IMODE(site.state_folder.stat().st_mode) == 0o700
+
+
 def test_a_passphrase_encrypts_both_keys_and_site_yaml_knows_its_file(tmp_path: Path) -> None:
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("correct horse\n")
@@ -71,6 +76,45 @@ def test_a_site_joins_once(tmp_path: Path) -> None:
     with pytest.raises(FoedusError, match="joined already"):
         join(tmp_path, INVITATION, NAME, None, NOW)
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["identity.pem"],
+        ["identity.pem", "supernode.pem"],
+        ["identity.pem", "supernode.pem", "consortium.json"],
+        ["identity.pem", "supernode.pem", "consortium.json", "request.json"],
+    ],
+    ids=len,
+)
+def test_joining_that_was_cut_off_goes_on_with_the_keys_it_made(
+    tmp_path: Path, written: list[str]
+) -> None:
+    """In the order in which they are written; a folder stands for a file that cannot be."""
+    order = ["identity.pem", "supernode.pem", "consortium.json", "request.json", "site.yaml"]
+    obstacle = tmp_path / order[len(written)]
+    (obstacle / "in the way").mkdir(parents=True)
+    with pytest.raises((OSError, FoedusError)):
+        join(tmp_path, INVITATION, NAME, None, NOW)
+    assert set(files_of(tmp_path)) <= {*written}
+    (obstacle / "in the way").rmdir()
+    obstacle.rmdir()
+    made = files_of(tmp_path)
+    request = join(tmp_path, INVITATION, NAME, None, NOW)
+    after = files_of(tmp_path)
+    assert {name: after[name] for name in made if name.endswith(".pem")} == {
+        name: data for name, data in made.items() if name.endswith(".pem")
+    }
+    assert EnrolmentRequest.read(tmp_path / "request.json") == request
+    assert request.identity_key == firm_of(tmp_path, NAME).identity.public_key
+    assert renew(tmp_path, NOW + 1).fingerprint == request.fingerprint
+
+
+def test_a_lost_request_is_made_again(tmp_path: Path) -> None:
+    joined(tmp_path, INVITATION, NAME)
+    (tmp_path / "request.json").unlink()
+    assert renew(tmp_path, NOW).name == NAME
 
 
 def test_a_name_that_is_none_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tests.protocol.consortium.leagues import (
     founded,
     with_members,
 )
+from tests.protocol.consortium.leagues import firm as a_firm
 
 NAME = "Vane & Alder"
 
@@ -81,6 +83,47 @@ def test_the_first_fetch_keeps_all_versions_and_later_ones_are_added(
     assert refresh_roster(site).version == 4 and kept_text(site) == before
 
 
+def test_a_roster_of_more_than_one_answer_is_fetched_whole(
+    admitted: tuple[Site, Firm], coordinator: Coordinator
+) -> None:
+    site, firm = admitted
+    others = [a_firm(f"Firm {number}") for number in range(99)]
+    versions = list(coordinator.chain)
+    for _ in range(60):
+        versions = follow(versions, firm, *others)
+    coordinator.chain = versions
+    assert sum(len(version.to_line()) for version in versions) > 2 << 20
+    assert refresh_roster(site) == versions[-1]
+    assert len(kept_versions(site)) == 62
+
+
+def test_an_answer_that_would_fill_the_memory_is_not_taken_apart(
+    admitted: tuple[Site, Firm], coordinator: Coordinator
+) -> None:
+    coordinator.body = b"[" + b"[]," * (2 << 20) + b"[]]"
+    with pytest.raises(FoedusError, match="at most 4 MiB"):
+        refresh_roster(admitted[0])
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"lines": []}', b'{"lines": [], "newest": "2"}', b'{"lines": [7], "newest": 1}']
+)
+def test_an_answer_that_is_no_roster_is_not_taken_for_one(
+    admitted: tuple[Site, Firm], coordinator: Coordinator, body: bytes
+) -> None:
+    coordinator.body = body
+    with pytest.raises(ChainError, match="got something else"):
+        refresh_roster(admitted[0])
+
+
+def test_a_coordinator_that_promises_more_than_it_sends_is_not_asked_for_ever(
+    admitted: tuple[Site, Firm], coordinator: Coordinator
+) -> None:
+    coordinator.body = b'{"lines": [], "newest": 1000000}'
+    with pytest.raises(ChainError, match="at least one version"):
+        refresh_roster(admitted[0])
+
+
 def test_a_coordinator_that_shows_less_than_before_is_not_followed(
     admitted: tuple[Site, Firm], coordinator: Coordinator
 ) -> None:
@@ -94,6 +137,41 @@ def test_a_coordinator_that_shows_less_than_before_is_not_followed(
         with pytest.raises(ChainError, match="lost versions or holds them back"):
             refresh_roster(site)
     assert kept_text(site) == before
+
+
+def test_a_slow_answer_does_not_put_an_older_roster_in_the_place_of_a_newer_one(
+    admitted: tuple[Site, Firm], coordinator: Coordinator, tmp_path: Path
+) -> None:
+    site, firm = admitted
+    other = Site.from_file(tmp_path / "site" / "site.yaml")
+
+    def fetched_by_another() -> None:
+        coordinator.chain = follow(list(coordinator.chain), firm, BELL)
+        assert refresh_roster(other).version == 3
+
+    coordinator.meanwhile = fetched_by_another
+    assert refresh_roster(site).version == 3
+    assert list(kept_versions(site)) == list(coordinator.chain)
+
+
+def test_of_two_histories_that_come_at_once_one_is_kept(
+    admitted: tuple[Site, Firm], coordinator: Coordinator, tmp_path: Path
+) -> None:
+    site, firm = admitted
+    refresh_roster(site)
+    other, common = Site.from_file(tmp_path / "site" / "site.yaml"), list(coordinator.chain)
+    before: list[str] = []
+
+    def fetched_by_another() -> None:
+        coordinator.chain = follow(common, firm, COLE)
+        refresh_roster(other)
+        before.append(kept_text(site))
+
+    coordinator.chain = follow(common, firm, BELL)
+    coordinator.meanwhile = fetched_by_another
+    with pytest.raises(ChainError, match="two histories"):
+        refresh_roster(site)
+    assert [kept_text(site)] == before
 
 
 def test_another_history_is_not_followed(
@@ -195,6 +273,45 @@ def test_new_keys_are_used_once_the_roster_names_them_and_not_before(
     )
     assert refresh_roster(site).version == 3
     assert take_up_new_keys(site, refresh_roster(site)) == []
+
+
+def test_of_two_that_take_up_new_keys_at_once_one_does(
+    admitted: tuple[Site, Firm], coordinator: Coordinator, tmp_path: Path
+) -> None:
+    folder = tmp_path / "site"
+    rotate(folder, int(time.time()))
+    request = EnrolmentRequest.read(folder / "request.json")
+    now = int(time.time())
+    renamed = MemberEntry(NAME, request.identity_key, request.supernode_key, now, now + YEAR)
+    newest = with_members(coordinator.chain[-1], renamed).signed_by(COORDINATOR)
+
+    def take_up(_: int) -> list[Path]:
+        return take_up_new_keys(Site.from_file(folder / "site.yaml"), newest)
+
+    with ThreadPoolExecutor(4) as threads:
+        changed = [path.name for paths in threads.map(take_up, range(4)) for path in paths]
+    assert sorted(changed) == ["identity.pem", "supernode.pem"]
+    assert firm_of(folder, NAME).entry(now, now + YEAR) == renamed
+
+
+def test_keys_that_a_crash_left_under_temporary_names_are_deleted(
+    admitted: tuple[Site, Firm], tmp_path: Path
+) -> None:
+    site, _ = admitted
+    folder = tmp_path / "site"
+    left = [
+        ".identity.pem.a1b2c3d_",
+        ".identity-next.pem.abcdefgh",
+        ".identity-until-version-3.pem.12345678",
+        ".supernode.pem.zzzzzzzz",
+    ]
+    others = [".identity.pem.mine", "identity.pem.a1b2c3d4", ".site.yaml.abcdefgh"]
+    for name in left + others:
+        (folder / name).write_text("secret")
+    refresh_roster(site)
+    names = {path.name for path in folder.iterdir()}
+    assert not names & set(left)
+    assert names >= {*others, "identity.pem", "supernode.pem"}
 
 
 def test_taking_up_new_keys_goes_on_where_a_crash_left_it(

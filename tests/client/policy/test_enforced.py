@@ -19,6 +19,7 @@ from client.policy.time_limit import TimeLimit
 from client.privacy.composition import Budget
 from client.rounds import answer
 from client.site import Site
+from models.adapted import adapted_model
 from protocol.errors import Refusal
 from protocol.messages import CONFIG, METRICS, Kind, Request
 from protocol.reasons import RefusalReason
@@ -103,6 +104,25 @@ def test_a_run_within_the_policy_is_worked_on(tmp_path: Path, kind: Kind) -> Non
     assert reply.config_records[CONFIG]["status"] == "ok"
     loss = "train_loss" if kind == "train" else "loss"
     assert set(reply.metric_records[METRICS]) == {"num_examples", loss}
+
+
+def test_evaluation_batches_are_no_larger_than_the_policy_lets_a_batch_be(tmp_path: Path) -> None:
+    """training.batch_size, which is bounded too, says nothing of them."""
+    run = small_run()
+    most = run.training.batch_size * run.model.max_tokens
+    sizes: list[int] = []
+    embeddings = adapted_model(run).network.get_input_embeddings()
+    hook = embeddings.register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
+    try:
+        for folder, policy in (("any", ""), ("bounded", f"maximum_batch_tokens: {most}")):
+            sizes.clear()
+            reply = answer(
+                site_with(tmp_path / folder, policy), request(run, "evaluate"), "evaluate"
+            )
+            assert reply.config_records[CONFIG]["status"] == "ok"
+            assert (max(sizes) <= most) == bool(policy)
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("key", ["policy.maximum_rank", "settings.policy.maximum_rank"])
@@ -205,6 +225,15 @@ def test_a_masked_update_is_declined_before_it_is_trained(
     assert refusal(talk.ask(Phase.MASKED_INPUT, 1)) == code
     assert talk.sites.trainers[1].trained == 0
     assert status_of(talk.ask(Phase.MASKED_INPUT, 2)) == "ok"
+
+
+def test_a_site_whose_hours_end_before_its_masked_input_trains_nothing_more(
+    tmp_path: Path,
+) -> None:
+    talk = Conversation(tmp_path).until(Phase.MASKED_INPUT)
+    set_policy(talk.sites.site(1), hours=(closed_now(),))
+    assert refusal(talk.ask(Phase.MASKED_INPUT, 1)) == "outside_hours"
+    assert talk.sites.trainers[1].trained == 0
 
 
 def test_a_site_whose_hours_end_in_a_session_still_helps_to_open_it(tmp_path: Path) -> None:

@@ -115,12 +115,12 @@ def test_steps_of_many_batches_count_as_those_batches() -> None:
     assert "training.gradient_accumulation=11" in text
 
 
-def test_a_matter_is_a_batch_of_its_own_where_it_is_larger_than_one() -> None:
+@pytest.mark.parametrize("unit", ["matter", "example"])
+def test_a_matter_larger_than_a_batch_counts_as_several_batches(unit: str) -> None:
     larger = PLAIN.training.batch_size + 1
-    policy = PolicySettings(maximum_batch_tokens=BATCH_TOKENS)
-    told = declined(policy, offered("matter", examples_per_matter=larger))
-    assert f"privacy.examples_per_matter={larger}" in told
-    assert declined(policy, offered("example", examples_per_matter=larger)) == ""
+    asked = offered(unit, examples_per_matter=larger)
+    assert declined(PolicySettings(maximum_batch_tokens=BATCH_TOKENS), asked) == ""
+    assert declined(PolicySettings(maximum_batch_tokens=BATCH_TOKENS - 1), asked)
 
 
 def test_a_run_that_names_no_targets_is_declined_where_targets_are_listed() -> None:

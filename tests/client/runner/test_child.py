@@ -69,6 +69,25 @@ def test_started_anew_it_comes_back_without_a_pause() -> None:
     assert child.stop(grace_seconds=60.0) and child.pid is None
 
 
+def test_started_anew_again_and_again_it_waits_longer_each_time_until_it_was_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = Child("x", lambda: python("import time; time.sleep(600)"), print)
+
+    def pause() -> float:
+        wait_until(lambda: child.tick() or child.pid, "its start")
+        child.start_anew(grace_seconds=0.0)
+        return next_end(child).pause_seconds
+
+    first, second, third = pause(), pause(), pause()
+    assert first == 0.0 and 0.75 <= second <= 1.25 and 1.5 <= third <= 2.5
+    # Well for long enough, it is started anew at once; the next time it waits as at first.
+    monkeypatch.setattr("client.runner.child.HEALTHY_SECONDS", 0.0)
+    assert pause() == 0.0
+    monkeypatch.undo()
+    assert 0.75 <= pause() <= 1.25
+
+
 def deaf_child() -> Child:
     heard: list[str] = []
     code = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from client.enrolment.keys import make_supernode_key, save_supernode_key
 from client.runner.launch import LOOPBACK, Launch
-from client.site import Site
+from client.site import Site, SiteSettings
+from protocol.codec import decode
 from protocol.consortium.identity import Identity, load_identity, save_identity
 from protocol.consortium.invitation import Invitation
 from protocol.errors import FoedusError
@@ -101,6 +103,31 @@ def test_both_processes_stay_on_loopback_and_a_proxy_is_not_asked_for_it(
     assert runner.environment["NO_PROXY"] == "firm,127.0.0.1"
     assert runner.environment["OMP_NUM_THREADS"] == "3"
     assert supernode.environment["FLWR_TELEMETRY_ENABLED"] == "0"
+
+
+@pytest.mark.slow
+def test_a_runner_goes_by_the_settings_that_were_read_when_the_site_went_up(tmp_path: Path) -> None:
+    config, site = site_with(tmp_path, "policy: {maximum_rank: 4}", "excluded_matters: [m1]")
+    launch = Launch(config, site, ADDRESS)
+    config.write_text("no: settings\n", encoding="utf-8")
+    command = launch.runner()
+    words = list(command.words)
+    handed = Path(words[words.index("--settings-file") + 1]).read_bytes()
+    assert decode(SiteSettings, json.loads(handed), "x") == site.settings
+    assert words[words.index("--folder") + 1] == str(tmp_path.resolve())
+    with subprocess.Popen(
+        command.words,
+        env=dict(command.environment),
+        pass_fds=command.descriptors,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as runner:
+        assert runner.stderr
+        try:
+            first = next(line for line in runner.stderr if "foedus" in line or "ERROR" in line)
+        finally:
+            runner.kill()
+    assert "Runner ready" in first
 
 
 def test_no_run_makes_a_site_fetch_a_model_unless_its_operator_lets_it(

@@ -20,8 +20,11 @@ from server.consortium.certificates import make_authority, make_server_certifica
 
 
 @contextmanager
-def coordinator(folder: Path, clock_ahead_seconds: float) -> Iterator[tuple[str, Path]]:
-    """Its address and its authority. The clock is the one its answers show."""
+def coordinator(
+    folder: Path, clock_ahead_seconds: float, num_body_bytes: int = 0
+) -> Iterator[tuple[str, Path]]:
+    """Its address and its authority. The clock is the one its answers show; of their bodies nothing
+    comes."""
     now = datetime.datetime.now(datetime.UTC)
     authority = make_authority("trial", now)
     server_pair = make_server_certificate(authority, ("127.0.0.1",), 30, now)
@@ -34,8 +37,10 @@ def coordinator(folder: Path, clock_ahead_seconds: float) -> Iterator[tuple[str,
         def do_GET(self) -> None:
             self.send_response_only(200)
             self.send_header("Date", formatdate(time.time() + clock_ahead_seconds, usegmt=True))
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(num_body_bytes))
             self.end_headers()
+            if num_body_bytes:
+                self.rfile.read(1)
 
     server = HTTPServer(("127.0.0.1", 0), Health)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -56,6 +61,12 @@ def test_the_difference_of_the_clocks_is_seen(tmp_path: Path, theirs: float) -> 
         answer = ask_coordinator(address, ca)
     assert isinstance(answer, Reached)
     assert answer.clock_ahead_seconds == pytest.approx(-theirs, abs=30.0)
+
+
+def test_the_body_of_the_answer_is_not_waited_for(tmp_path: Path) -> None:
+    with coordinator(tmp_path, 600.0, num_body_bytes=1 << 40) as (address, ca):
+        answer = ask_coordinator(address, ca)
+    assert isinstance(answer, Reached)
 
 
 def test_a_clock_that_is_off_is_the_first_thing_to_set() -> None:

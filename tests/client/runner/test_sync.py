@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from client.enrolment.joining import rotate
+from client.enrolment.kept_roster import refresh_roster, take_up_new_keys
 from client.runner.sync import Job, Synchroniser, site_jobs
 from protocol.errors import FoedusError
+from tests.client.enrolment.coordinators import coordinating
+from tests.client.enrolment.sites import joined
+from tests.client.enrolment.test_kept_roster import entry, follow
 from tests.client.runner.federations import wait_until
+from tests.protocol.consortium.leagues import COORDINATOR, founded, with_members
 from tests.small_runs import open_site
 
 
@@ -51,3 +61,27 @@ def test_woken_it_runs_again_soon() -> None:
 
 def test_a_site_that_has_not_joined_exchanges_nothing(tmp_path: Path) -> None:
     assert site_jobs(open_site(tmp_path), lambda: None) == ()
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+def test_new_keys_are_noticed_also_where_a_command_beside_it_took_them_up(
+    tmp_path: Path, by_command: bool
+) -> None:
+    with coordinating(tmp_path, [founded()]) as coordinator:
+        site, firm = joined(tmp_path / "site", coordinator.invitation(), "Vane")
+        coordinator.chain = follow([founded()], firm)
+        changed: list[None] = []
+        keep_roster, _ = site_jobs(site, lambda: changed.append(None))
+        keep_roster.run()
+        assert changed == []
+        request = rotate(tmp_path / "site", int(time.time()))
+        new = replace(
+            entry(firm), public_key=request.identity_key, supernode_key=request.supernode_key
+        )
+        after = with_members(coordinator.chain[-1], new, issued=coordinator.chain[-1].issued)
+        coordinator.chain = [*coordinator.chain, after.signed_by(COORDINATOR)]
+        if by_command:
+            assert take_up_new_keys(site, refresh_roster(site)) != []
+        for _ in range(2):
+            keep_roster.run()
+        assert len(changed) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,28 @@ def test_killed_processes_are_replaced_and_the_next_run_has_its_replies(
     wait_for_connection(site)
     finished(federation, federation.run(name="after-kills"))
     assert replies(site) == [("train", "ok"), ("evaluate", "ok")]
+
+
+def test_a_supernode_that_lost_track_is_killed_before_it_can_take_leave(
+    federation: Federation, site: RunningSite
+) -> None:
+    def leaves() -> int:
+        log = (federation.folder / "superlink.log").read_text(errors="replace")
+        return log.count("/v1/fleet/deactivate-node")
+
+    before, pid = leaves(), int(site.state()["supernode_pid"])
+    # Into the pipe by which the supervisor hears it.
+    Path(f"/proc/{pid}/fd/1").write_text("ERROR :     Failed to receive message 1f: gone\n")
+    wait_for_another(site, "supernode", pid)
+    wait_for_connection(site)
+    assert "The SuperNode gave up a message half way: starting it anew." in site.log()
+    assert leaves() == before
+    # One that is told to end does take leave.
+    pid = int(site.state()["supernode_pid"])
+    os.kill(pid, signal.SIGTERM)
+    wait_for_another(site, "supernode", pid)
+    wait_for_connection(site)
+    assert leaves() == before + 1
 
 
 def test_the_site_comes_back_by_itself_when_the_coordinator_does(

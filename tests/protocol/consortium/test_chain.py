@@ -19,6 +19,7 @@ from protocol.consortium.chain import (
     signatures_missing,
     verify_chain,
 )
+from protocol.consortium.documents import LATEST_SECONDS, day_of
 from protocol.consortium.identity import Identity
 from protocol.consortium.signed_roster import RosterSignature
 from protocol.errors import FoedusError
@@ -233,6 +234,21 @@ def test_weak_malformed_and_pointless_entries_are_refused_all_at_once() -> None:
         with_members(founded(), weak, small, over)
     for said in ("of low order", "expected a P-384", "expected 1 to 100", "after it was admitted"):
         assert said in str(refused.value), said
+
+
+@pytest.mark.parametrize("seconds", [LATEST_SECONDS + 1, 10**17, 10**30])
+def test_a_time_that_has_no_day_is_refused_where_it_is_made_and_where_it_is_read(
+    seconds: int,
+) -> None:
+    latest = with_members(founded(), ANNE.entry(expires=LATEST_SECONDS), issued=LATEST_SECONDS)
+    line = latest.to_line()
+    assert day_of(SignedRoster.from_line(line, "line 1").members[0].expires) == "9999-12-31"
+    for name in ("issued", "expires"):
+        changed = line.replace(f'"{name}":{LATEST_SECONDS}', f'"{name}":{seconds}')
+        with pytest.raises(FoedusError, match=f"{name}: expected a time before the year 10000"):
+            SignedRoster.from_line(changed, "line 1")
+    with pytest.raises(FoedusError, match="expires: expected a time before the year 10000"):
+        with_members(founded(), ANNE.entry(expires=seconds))
 
 
 def test_a_signature_by_a_weak_key_is_worth_nothing() -> None:

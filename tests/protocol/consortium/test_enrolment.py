@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.consortium import supernode_key
+from protocol.consortium.documents import LATEST_SECONDS
 from protocol.consortium.enrolment import EnrolmentRequest, Proofs, keys_fingerprint
 from protocol.errors import FoedusError
 from tests.protocol.consortium.leagues import ANNE, BELL, COORDINATOR, LEAGUE, NOW, Firm
@@ -113,6 +114,12 @@ def test_the_fingerprint_changes_with_either_key_and_nothing_else() -> None:
         other.fingerprint,
     }
     assert len(mixed) == 4
+
+
+def test_a_request_of_a_time_that_has_no_day_is_refused() -> None:
+    values = json.loads(joins(ANNE).to_json()) | {"created": LATEST_SECONDS + 1}
+    with pytest.raises(FoedusError, match=f"created: expected at most {LATEST_SECONDS}"):
+        EnrolmentRequest.from_json(json.dumps(values))
 
 
 def test_what_is_no_request_is_refused_without_a_traceback() -> None:

@@ -6,9 +6,11 @@ import base64
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol.consortium.identity import Identity
 from protocol.consortium.passphrase import VARIABLE, read_passphrase
+from protocol.consortium.private_pem import to_private_pem
 from protocol.errors import FoedusError
 
 
@@ -42,10 +44,19 @@ def test_a_passphrase_that_a_key_does_not_need_is_left_aside() -> None:
     assert Identity.from_pem(identity.to_pem(), b"not needed").public_key == identity.public_key
 
 
-def test_guessing_a_passphrase_costs_memory_and_time() -> None:
-    """scrypt with N = 2^17 and r = 8 stands in the file itself, whatever library wrote it."""
-    pem = Identity.generate().to_pem(b"correct horse").decode().splitlines()
+@pytest.mark.parametrize(
+    ("for_openssl", "cost"),
+    [
+        # N = 2^17, r = 8, p = 1.
+        (False, "0203020000" + "020108" + "020101"),
+        # N = 2^14, r = 8, p = 8: OpenSSL allows 32 MiB.
+        (True, "02024000" + "020108" + "020108"),
+    ],
+)
+def test_guessing_a_passphrase_costs_memory_and_time(for_openssl: bool, cost: str) -> None:
+    """The cost stands in the file itself, whatever library wrote it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = to_private_pem(key, b"correct horse", for_openssl=for_openssl).decode().splitlines()
     data = base64.b64decode("".join(pem[1:-1]))
     scrypt = bytes.fromhex("06092b06010401da47040b")  # OID 1.3.6.1.4.1.11591.4.11
-    assert scrypt in data
-    assert bytes.fromhex("0203020000" + "020108" + "020101") in data
+    assert scrypt in data and bytes.fromhex(cost) in data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from protocol.consortium.invitation import Invitation
 from protocol.errors import FoedusError
@@ -50,14 +52,44 @@ def test_private_keys_and_the_folder_are_their_owners_alone(tmp_path: Path) -> N
     assert not any(b"PRIVATE" in path.read_bytes() for path in public)
 
 
-def test_a_passphrase_encrypts_what_signs_but_not_the_servers_own_key(tmp_path: Path) -> None:
+def private_keys_in(folder: ConsortiumFolder) -> list[Path]:
+    files = (path for path in folder.path.rglob("*") if path.is_file())
+    return sorted(path for path in files if b"PRIVATE KEY" in path.read_bytes())
+
+
+def test_a_passphrase_encrypts_every_private_key_at_founding_and_at_a_renewal(
+    tmp_path: Path,
+) -> None:
     folder = founded_in(tmp_path / "consortium", passphrase=PASSPHRASE)
-    for path in (folder.coordinator_key, folder.ca_key):
-        assert b"ENCRYPTED" in path.read_bytes()
-    assert b"ENCRYPTED" not in folder.server_key.read_bytes()
-    with pytest.raises(FoedusError, match="passphrase"):
+    for _ in range(2):
+        keys = private_keys_in(folder)
+        assert keys == sorted([folder.coordinator_key, folder.ca_key, folder.server_key])
+        for path in keys:
+            with pytest.raises(TypeError, match="encrypted"):
+                load_pem_private_key(path.read_bytes(), None)
+            load_pem_private_key(path.read_bytes(), PASSPHRASE)
+        # By OpenSSL too, as nginx opens it.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            folder.server_certificate, folder.server_key, PASSPHRASE
+        )
+        renew_server_certificate(folder, (), PASSPHRASE, MOMENT)
+    with pytest.raises(FoedusError, match="FOEDUS_PASSPHRASE_FILE"):
         folder.coordinator()
     assert folder.coordinator(PASSPHRASE).public_key == folder.chain()[0].coordinator_key
+
+
+def test_a_renewal_with_a_passphrase_that_opens_nothing_leaves_the_key_open(tmp_path: Path) -> None:
+    folder = founded_in(tmp_path / "consortium")
+    renew_server_certificate(folder, (), PASSPHRASE, MOMENT)
+    load_pem_private_key(folder.server_key.read_bytes(), None)
+
+
+def test_a_passphrase_too_long_for_a_tls_key_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FoedusError, match="at most 1024 bytes"):
+        founded_in(tmp_path / "consortium", passphrase=b"x" * 1025)
+    assert not (tmp_path / "consortium").exists()
 
 
 def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:

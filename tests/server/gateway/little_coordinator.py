@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import load_pem_x509_certificate
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.cli.build import build_fab_from_disk
@@ -67,6 +70,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from protocol.consortium.chain import append_version, next_version
 from protocol.consortium.identity import Identity
+from protocol.consortium.passphrase import read_passphrase
 from protocol.consortium.signed_roster import MemberEntry
 from protocol.consortium.supernode_key import public_pem
 from server.consortium.folder import ConsortiumFolder
@@ -136,10 +140,11 @@ class Coordinator:
             [RuntimeTokenHttpInterceptor(token)] if token else [],
         )
 
-    def outside(self, from_address: str | None = None) -> httpx.Client:
-        """A client of nobody in particular, at the firms' address."""
+    def outside(self, from_address: str | None = None, at: str = "") -> httpx.Client:
+        """A client of nobody in particular, at the firms' address or at another one."""
         transport = httpx.HTTPTransport(verify=self.ca, local_address=from_address)
-        return httpx.Client(base_url=f"https://{self.state.public_address}", transport=transport)
+        address = at or self.state.public_address
+        return httpx.Client(base_url=f"https://{address}", transport=transport)
 
     def metric(self, name: str) -> float:
         """The value of one line of /metrics; 0 where it is not there yet."""
@@ -148,6 +153,12 @@ class Coordinator:
             if line.rpartition(" ")[0] == name:
                 return float(line.rpartition(" ")[2])
         return 0.0
+
+    def served_serial(self) -> int:
+        """The number of the certificate that firms get now."""
+        host, _, port = self.state.public_address.rpartition(":")
+        pem = ssl.get_server_certificate((host, int(port)))
+        return load_pem_x509_certificate(pem.encode()).serial_number
 
     def set_members(self, entries: Sequence[MemberEntry]) -> None:
         write_roster(self.folder, entries)
@@ -284,10 +295,10 @@ class PlayedRun:
         assert heard.content["m"]["loss"] == 0.5
         node.leave()
 
-    def tell(self, *node_ids: int, text: str = "") -> list[str]:
-        """Send each of these nodes a message; returns the messages' ids."""
+    def tell(self, *node_ids: int, text: str = "", ttl: float | None = None) -> list[str]:
+        """Send each of these nodes a message; returns the messages' ids. ttl: seconds to answer."""
         content = RecordDict({"c": ConfigRecord({"text": text or os.urandom(8).hex()})})
-        messages = [Message(content, node_id, "train") for node_id in node_ids]
+        messages = [Message(content, node_id, "train", ttl=ttl) for node_id in node_ids]
         for message in messages:
             # In a ServerApp's process these come from Flower's TaskIdentity.
             message.metadata.__dict__.update(_run_id=self.run_id, _src_node_id=SUPERLINK_NODE_ID)
@@ -343,7 +354,8 @@ def found(
         **settings,  # type: ignore[arg-type]
     )
     now = datetime.datetime.now(datetime.UTC)
-    found_consortium(path, made, 0, (OUTSIDE, *also_known_as), None, now)
+    passphrase = read_passphrase(Path(made.passphrase_file) if made.passphrase_file else None)
+    found_consortium(path, made, 0, (OUTSIDE, *also_known_as), passphrase, now)
     folder = ConsortiumFolder(path)
     write_roster(folder, entries)
     return folder
@@ -351,7 +363,7 @@ def found(
 
 def write_roster(folder: ConsortiumFolder, entries: Sequence[MemberEntry]) -> None:
     version = replace(next_version(folder.chain()[-1], int(time.time())), members=tuple(entries))
-    append_version(folder.roster, version.signed_by(folder.coordinator()))
+    append_version(folder.roster, version.signed_by(folder.coordinator(folder.passphrase())))
 
 
 @contextlib.contextmanager
@@ -375,6 +387,12 @@ def wait_until_up(folder: ConsortiumFolder, process: subprocess.Popen[bytes]) ->
         return read_gateway_state(folder.gateway_state)
 
     return wait_for(state)
+
+
+def executor_of(coordinator: Coordinator) -> psutil.Process | None:
+    below = psutil.Process(coordinator.process.pid).children(recursive=True)
+    alive = [p for p in below if p.status() != psutil.STATUS_ZOMBIE]
+    return next((p for p in alive if "flower-superexec" in " ".join(p.cmdline())), None)
 
 
 def wait_for(ask: Callable[[], T | None]) -> T:

@@ -12,10 +12,12 @@ from tests.server.gateway.little_coordinator import Coordinator
 PATIENCE_SECONDS = 60.0
 
 
-def tcp(coordinator: Coordinator) -> socket.socket:
+def tcp(coordinator: Coordinator, from_address: str = "127.0.0.1") -> socket.socket:
     """A TCP connection to the firms' port, without TLS."""
     host, _, port = coordinator.state.public_address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
+    return socket.create_connection(
+        (host, int(port)), timeout=PATIENCE_SECONDS, source_address=(from_address, 0)
+    )
 
 
 @contextlib.contextmanager

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shutil
+import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.x509 import load_pem_x509_certificate
 
+from server.consortium.folder import ConsortiumFolder
 from server.consortium.founding import renew_server_certificate, server_certificate
 from server.gateway.allowed_paths import FLEET_REQUESTS
 from tests.server.gateway.little_coordinator import (
@@ -29,8 +30,10 @@ from tests.server.gateway.little_coordinator import (
     up,
     wait_for,
 )
-from tests.server.gateway.raw_requests import exchange, statuses
+from tests.server.gateway.raw_requests import exchange, read_until_closed, statuses, tls
 from tests.server.gateway.signed_headers import headers
+from tests.server.gateway.test_bounds import trickle
+from tests.server.gateway.test_nodes_own import admitted, is_refused
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 CONFIGURATION = Path(__file__).parents[3] / "deploy" / "nginx" / "foedus.conf"
@@ -60,13 +63,24 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
 
 @contextlib.contextmanager
 def proxy(place: Path, behind: Coordinator, address: str) -> Iterator[None]:
-    """nginx with the deployed file, whose ports and paths are this test's."""
+    """nginx with the deployed file, in front of a coordinator that is up."""
+    here = {"127.0.0.1:9446": behind.state.public_address}
+    with nginx(place, behind.folder, address, here) as process:
+        wait_for(lambda: answers(process, behind, address))
+        yield
+
+
+@contextlib.contextmanager
+def nginx(
+    place: Path, folder: ConsortiumFolder, address: str, changes: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The deployed file, with the ports and paths of this test and what else is to be changed."""
     text = CONFIGURATION.read_text()
     for written, here in {
         "listen 9443 ssl": f"listen {address} ssl",
-        "127.0.0.1:9446": behind.state.public_address,
-        "/var/lib/foedus/consortium": str(behind.folder.path),
+        "/var/lib/foedus/consortium": str(folder.path),
         "/var/log/nginx/foedus.log": str(place / "access.log"),
+        **changes,
     }.items():
         assert written in text
         text = text.replace(written, here)
@@ -80,8 +94,7 @@ def proxy(place: Path, behind: Coordinator, address: str) -> Iterator[None]:
     command = [str(NGINX), "-c", str(place / "nginx.conf"), "-p", str(place)]
     process = subprocess.Popen(command)
     try:
-        wait_for(lambda: answers(process, behind, address))
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -158,10 +171,41 @@ def test_a_signature_is_still_good_for_one_use(coordinator: Coordinator) -> None
     node.leave()
 
 
-def served_serial(coordinator: Coordinator) -> int:
-    host, _, port = coordinator.state.public_address.rpartition(":")
-    pem = ssl.get_server_certificate((host, int(port)))
-    return load_pem_x509_certificate(pem.encode()).serial_number
+@pytest.fixture
+def _the_member_goes_on(coordinator: Coordinator, run: PlayedRun) -> Iterator[None]:
+    yield
+    run.serves(coordinator, ASH)
+
+
+@pytest.mark.usefixtures("_the_member_goes_on")
+def test_a_key_of_no_member_is_refused(coordinator: Coordinator) -> None:
+    assert admitted(coordinator, Firm("Stranger")) is None
+
+
+@pytest.mark.usefixtures("_the_member_goes_on")
+def test_an_expelled_member_is_refused_within_seconds(coordinator: Coordinator) -> None:
+    expelled = Firm("Birch")
+    coordinator.set_members([ASH.entry(), expelled.entry()])
+    node = wait_for(lambda: admitted(coordinator, expelled))
+    coordinator.set_members([ASH.entry()])
+    wait_for(lambda: is_refused(node))
+
+
+@pytest.mark.usefixtures("_the_member_goes_on")
+@pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\xff\xff\xff\xff\x0f"])
+def test_what_is_no_message_is_refused(coordinator: Coordinator, body: bytes) -> None:
+    with coordinator.outside() as client:
+        for path in ("push-messages", "pull-messages", "push-object"):
+            answer = client.post(f"/v1/fleet/{path}", headers=headers(ASH), content=body)
+            assert (answer.status_code, answer.json()) == (400, {"refused": "malformed"})
+
+
+@pytest.mark.usefixtures("_the_member_goes_on")
+def test_headers_that_do_not_come_are_not_waited_for(coordinator: Coordinator) -> None:
+    with tls(coordinator) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\n")
+        trickle(slow, b"x: y\r\n")
+        assert statuses(read_until_closed(slow)) in ([408], [])
 
 
 def test_a_renewed_certificate_is_served_once_nginx_reloads(coordinator: Coordinator) -> None:
@@ -169,10 +213,33 @@ def test_a_renewed_certificate_is_served_once_nginx_reloads(coordinator: Coordin
     before = server_certificate(folder).serial_number
     now = datetime.datetime.now(datetime.UTC)
     renewed = renew_server_certificate(folder, (), None, now).serial_number
-    assert served_serial(coordinator) == before != renewed
+    assert coordinator.served_serial() == before != renewed
     place = folder.path.parent
     reload = [str(NGINX), "-c", str(place / "nginx.conf"), "-p", str(place), "-s", "reload"]
     subprocess.run(reload, check=True)
-    wait_for(lambda: served_serial(coordinator) == renewed)
+    wait_for(lambda: coordinator.served_serial() == renewed)
     for page in (CONFIGURATION, CONFIGURATION.parents[2] / "docs" / "coordinator.md"):
         assert "`nginx -s reload`" in page.read_text(encoding="utf-8")
+
+
+def test_nginx_opens_a_key_that_has_a_passphrase(tmp_path: Path) -> None:
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse\n", encoding="utf-8")
+    folder = found(tmp_path / "oak", [], passphrase_file=str(passphrase))
+    assert b"ENCRYPTED PRIVATE KEY" in folder.server_key.read_bytes()
+    host, port = OUTSIDE, free_port(OUTSIDE)
+    line = "ssl_password_file /etc/foedus/passphrase;"
+    changes = {f"# {line}": line.replace("/etc/foedus/passphrase", str(passphrase))}
+    context = ssl.create_default_context(cafile=folder.ca)
+    with nginx(tmp_path, folder, f"{host}:{port}", changes) as process:
+
+        def served() -> bool:
+            assert process.poll() is None
+            try:
+                connection = socket.create_connection((host, port))
+            except ConnectionRefusedError:
+                return False
+            with connection, context.wrap_socket(connection, server_hostname=host) as secure:
+                return secure.version() is not None
+
+        wait_for(served)

@@ -221,6 +221,22 @@ def test_connections_of_one_address_are_bounded(coordinator: Coordinator) -> Non
     assert wait_for(flooded)
 
 
+def test_connections_of_all_addresses_together_are_bounded(coordinator: Coordinator) -> None:
+    """35 of each of two addresses are too many here, and of neither too many for one."""
+    refused = 'foedus_connections_refused_total{reason="too_many_connections"}'
+    before = coordinator.metric(refused)
+
+    def flooded() -> bool:
+        with contextlib.ExitStack() as stack:
+            for number in range(70):
+                from_address = f"127.0.0.{71 + number % 2}"
+                stack.enter_context(tcp(coordinator, from_address))
+            assert coordinator.metric("foedus_connections") <= 60
+            return coordinator.metric(refused) > before
+
+    assert wait_for(flooded)
+
+
 def test_an_object_of_the_largest_size_flower_makes_passes(
     coordinator: Coordinator, run: PlayedRun, ash: Firm
 ) -> None:

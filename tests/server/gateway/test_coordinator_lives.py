@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from flwr.app import MetricRecord, RecordDict
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from server.consortium.founding import renew_server_certificate
 from server.gateway.state_file import GatewayState, read_gateway_state
@@ -24,6 +27,7 @@ from tests.server.gateway.little_coordinator import (
     Firm,
     FirmNode,
     PlayedRun,
+    executor_of,
     found,
     little_app,
     up,
@@ -77,15 +81,24 @@ def test_a_coordinator_that_is_killed_comes_back_and_work_goes_on(
     assert heard.content["m"]["loss"] == 0.5
 
 
-def test_an_executor_that_ends_is_started_again(coordinator: Coordinator) -> None:
-    def executor() -> psutil.Process | None:
-        below = psutil.Process(coordinator.process.pid).children(recursive=True)
-        alive = [p for p in below if p.status() != psutil.STATUS_ZOMBIE]
-        return next((p for p in alive if "flower-superexec" in " ".join(p.cmdline())), None)
+def test_a_key_that_was_registered_by_hand_is_refused_at_once(coordinator: Coordinator) -> None:
+    """SuperLink would let it in until the watch has removed it, a minute later at most."""
+    stranger = Firm("Stranger")
+    activate = ActivateNodeRequest(public_key=stranger.public_key, heartbeat_interval=30.0)
+    with coordinator.control() as control:
+        node_id = control.RegisterNode(RegisterNodeRequest(public_key=stranger.public_key)).node_id
+    with coordinator.fleet(stranger) as fleet:
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            fleet.ActivateNode(activate)
+        assert refused.value.response.status_code == 401
+    with coordinator.fleet(stranger, coordinator.state.control_address) as fleet:
+        assert fleet.ActivateNode(activate).node_id == node_id
 
-    before = wait_for(executor)
+
+def test_an_executor_that_ends_is_started_again(coordinator: Coordinator) -> None:
+    before = wait_for(lambda: executor_of(coordinator))
     before.kill()
-    wait_for(lambda: now if (now := executor()) and now.pid != before.pid else None)
+    wait_for(lambda: now if (now := executor_of(coordinator)) and now.pid != before.pid else None)
 
 
 def test_a_stop_ends_every_process_and_removes_the_state_file(coordinator: Coordinator) -> None:

@@ -115,6 +115,8 @@ def test_a_damaged_file_of_ours_is_no_fault_of_the_member(coordinator: Coordinat
     assert ask(coordinator, elm, "/v1/foedus/receipts?after=x").status_code == 400
     damaged.unlink()
     assert ask(coordinator, elm, "/v1/foedus/receipts?after=0").status_code == 200
+    # Written once SuperLink has taken the new node, which may be after the member is answered.
+    wait_for(lambda: elm.entry().member_id in nodes.read_text())
     sound = nodes.read_bytes()
     nodes.write_text("{")
     push = {"method": "POST", "body": b'{"receipts": []}'}

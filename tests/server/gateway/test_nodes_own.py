@@ -96,6 +96,25 @@ def test_a_node_that_died_without_a_word_is_let_in_again_at_once(
     alive.leave()
 
 
+def test_a_node_that_is_on_its_way_back_is_not_answered_for(
+    coordinator: Coordinator, run: PlayedRun, cedar: Firm
+) -> None:
+    """It was told a message and started anew; the run asks before SuperLink has activated it."""
+    node = FirmNode.activate(coordinator, cedar)
+    (sent,) = run.tell(node.node_id)
+    begun = ActivateNodeRequest(public_key=cedar.public_key, heartbeat_interval=-1.0)
+    assert refusal(lambda: node.client.ActivateNode(begun))[0] != 409
+    assert node.node_id not in set(run.grid.get_node_ids())
+    assert list(run.grid.pull_messages([sent])) == []
+    back = FirmNode.activate(coordinator, cedar)
+    told = back.pull()
+    assert told is not None and told.message_id == sent
+    back.push(told, back.reply(told, RecordDict({"m": MetricRecord({"loss": 0.5})})))
+    (heard,) = wait_for(lambda: list(run.grid.pull_messages([sent])))
+    assert heard.content["m"]["loss"] == 0.5
+    back.leave()
+
+
 def test_a_node_that_asks_for_messages_is_online_whatever_its_heartbeats_do(
     coordinator: Coordinator, run: PlayedRun, cedar: Firm
 ) -> None:

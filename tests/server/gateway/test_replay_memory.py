@@ -28,7 +28,7 @@ def signed(at: datetime.datetime, firm: Firm = ASH) -> dict[bytes, bytes]:
 
 
 def gate(opened_at: datetime.datetime = LONG_AGO) -> NodeGate:
-    return NodeGate({ASH.public_key: 7}.get, opened_at)
+    return NodeGate(lambda key, now: True, {ASH.public_key: 7}.get, opened_at)
 
 
 def reason(work: NodeGate, given: dict[bytes, bytes], now: datetime.datetime) -> Reason:

@@ -53,7 +53,8 @@ class Scene:
         self.watch = RunWatch(
             self.superlink,
             ArrivalBoard(),
-            UnreadBytes(),
+            # Only a confirmation asks it.
+            cast(UnreadBytes, None),
             self.uploads,
             self.whole,
             # Only a push asks it.
