@@ -72,6 +72,15 @@ def expect_both_sides_agree(scene: Scene, site: SiteAtWork) -> None:
     assert took_part <= used, f"{site.name} took part in {took_part}, received were {used}"
 
 
+def expect_used_once(scene: Scene) -> None:
+    """Of every round one update of each site was used, and the round was tried once."""
+    assert all(record.secure_attempts == 1 for record in scene.records())
+    once = dict.fromkeys(range(1, scene.scenario.rounds + 1), 1)
+    for site in scene.sites:
+        used = Counter(r.round for r in _received(scene, site) if r.admitted and r.kind in _TRAINED)
+        assert used == once, f"{site.name}: {used}"
+
+
 def _run_id(scene: Scene) -> str:
     """Of the run as the sites know it."""
     (run_id,) = {reply.run_id for reply, _ in ReceivedLog(scene.run.path / FILE).verify()}

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from client.runner.launch import free_port
 from client.site import Site
 from protocol.consortium.invitation import Invitation
 from server.consortium.folder import ConsortiumFolder
+from server.gateway.belongings import Belongings
 from server.gateway.state_file import read_gateway_state
 from server.runs.control import CoordinatorDown
 from server.runs.lifecycle import Runs
@@ -53,6 +56,19 @@ PRIVATE_AND_MASKED = (
     "adapter.rank=2",
 )
 _SERVER_APP, _EXECUTOR = "flwr-serverapp", "flower-superexec"
+
+
+class DatabaseBeside:
+    """SuperLink's database, read by another process while SuperLink works, or after it has died."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def query(self, query: str, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """Rows of one SQL statement."""
+        with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(query, data)]
 
 
 class CoordinatorAtWork:
@@ -116,6 +132,11 @@ class CoordinatorAtWork:
     def _running(self, words: str) -> int | None:
         found = [pid for pid in self.family() if words in words_of(pid)]
         return found[0] if found else None
+
+    @property
+    def database(self) -> DatabaseBeside:
+        """SuperLink's."""
+        return DatabaseBeside(self.folder.database)
 
     def nodes_online(self) -> int:
         """SuperNodes that Flower has heard of lately; 0 while the coordinator is down."""
@@ -229,6 +250,12 @@ class Deployment:
                 site.start()
         wait_for("every site connected", lambda: all(site.is_connected for site in self.sites))
         wait_for("every node online", lambda: self.coordinator.nodes_online() == NUM_SITES)
+
+    def is_uploading(self, site: SiteAtWork) -> bool:
+        """True while a reply that the site has announced has not wholly come."""
+        mine = Belongings(self.coordinator.database)
+        node_id = self.node_id(site)
+        return any(mine.was_instructed(node_id, answers) for _, answers, _ in mine.open_uploads())
 
     def node_id(self, site: SiteAtWork) -> int:
         """Flower's number of a site's SuperNode."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SIZE = "64m"
@@ -40,3 +42,23 @@ class SmallDisk:
     def unmount(self) -> None:
         """Away with it, once its users are gone."""
         subprocess.run(["umount", "--lazy", str(self._folder)], check=True)
+
+
+@contextmanager
+def moved_to_small_disk(folder: Path) -> Iterator[SmallDisk]:
+    """The folder and what is in it lie on a small disk meanwhile. Nobody may use them as this
+    begins and ends. Errors: as SmallDisk."""
+    aside = folder.with_name(f"{folder.name}.aside")
+    shutil.copytree(folder, aside)
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    disk = SmallDisk(folder)
+    shutil.copytree(aside, folder, dirs_exist_ok=True)
+    try:
+        yield disk
+    finally:
+        shutil.rmtree(aside)
+        shutil.copytree(folder, aside)
+        disk.unmount()
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        shutil.rmtree(aside)

@@ -1,7 +1,8 @@
 """A member that has altered its own software: its keys are real, its replies are not honest.
 
 `python -m tests.faults.hostile_site --config site.yaml --tricks '{"1": "nan"}'`: in each of these
-rounds it answers with a trick, else honestly. Flower's SuperNode beside it is that of honest sites.
+rounds it answers with a trick, else honestly. The SuperNode beside it is that of honest sites,
+where `--supernode` does not name the module of another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.app import make_app
+from client.runner import supernode_process
 from client.runner.launch import LOOPBACK, Launch
 from client.runner.parent import end_with_parent
 from client.runner.supernode_tasks import SuperNodeSilent, SuperNodeTasks, Task, TaskLost
@@ -37,6 +39,7 @@ from protocol.secure_aggregation.wire import (
 
 Trick = Callable[[RecordDict], RecordDict]
 
+HONEST_SUPERNODE = supernode_process.__name__
 _PAUSE_SECONDS = 0.1
 
 
@@ -62,7 +65,10 @@ def _first_as(value: float) -> Trick:
 
 def _many_examples(content: RecordDict) -> RecordDict:
     metrics = {**dict(content.metric_records[METRICS]), "num_examples": 1e12}
-    return _with(content, METRICS, MetricRecord(metrics))
+    # Nothing of the others' updates would be left by such a weight.
+    flat = np.zeros_like(content.array_records[ARRAYS][FLAT].numpy())
+    changed = _with(content, ARRAYS, ArrayRecord({FLAT: Array(flat)}))
+    return _with(changed, METRICS, MetricRecord(metrics))
 
 
 def _next_round(content: RecordDict) -> RecordDict:
@@ -184,13 +190,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--tricks", type=json.loads, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--supernode", default=HONEST_SUPERNODE)
     arguments = parser.parse_args()
     end_with_parent(arguments.parent)
     site = Site.from_file(arguments.config)
     launch = Launch(arguments.config, site)
     command = launch.supernode()
-    subprocess.Popen(command.words, env=command.environment, pass_fds=command.descriptors)
-    secret = Path(command.words[command.words.index("--superexec-auth-secret-file") + 1])
+    words = [arguments.supernode if word == HONEST_SUPERNODE else word for word in command.words]
+    subprocess.Popen(words, env=command.environment, pass_fds=command.descriptors)
+    secret = Path(words[words.index("--superexec-auth-secret-file") + 1])
     tasks = SuperNodeTasks(f"{LOOPBACK}:{launch.port}", secret.read_bytes())
     tricks = {int(round_): str(name) for round_, name in arguments.tricks.items()}
     _serve(tasks, HostileSite(site, tricks))

@@ -13,6 +13,9 @@ from tests.faults.scene import Said, Scenario, Scene
 # Sites take up to a quarter of a minute to find a coordinator again that was away.
 _UNHURRIED_SECONDS, _HURRIED_SECONDS = 180, 60
 _ALL = "every round with all three sites"
+# A masked update of the harness's takes some seconds at this rate.
+_SLOW_BYTES_PER_SECOND = 2_000
+_PART_BYTES = 4_000
 _SITE = "that round (after a checkpoint, the next) with at least the two others; then all three"
 
 
@@ -32,13 +35,14 @@ class Target:
 class Moment:
     """When it is killed. reach: begins the run and waits, for a moment of round 1. hits: the round
     that may lack a site for it. begun: a ServerApp is at work; until then Flower starts it again by
-    itself, and there is nothing to tell."""
+    itself, and there is nothing to tell. uploading: the update is only half there."""
 
     name: str
     words: str
     reach: Callable[[Scene], None]
     hits: int = 1
     begun: bool = True
+    uploading: bool = False
 
 
 TARGETS = (
@@ -88,6 +92,19 @@ def _upload(scene: Scene) -> None:
     scene.at_upload(Phase.MASKED_INPUT, 1)
 
 
+def _in_upload(scene: Scene) -> None:
+    """Slowed first, so that it is surely killed in the middle."""
+    route = scene.victim.route
+    scene.begin()
+    scene.at_training(1)
+    route.bytes_per_second = _SLOW_BYTES_PER_SECOND
+    scene.at_upload(Phase.MASKED_INPUT, 1)
+    uploading = scene.deployment.is_uploading
+    wait_for("the masked update's upload", lambda: uploading(scene.victim))
+    before = route.bytes_up
+    wait_for("a part of the masked update", lambda: route.bytes_up >= before + _PART_BYTES)
+
+
 def _between(scene: Scene) -> None:
     scene.begin()
     scene.at_phase(Phase.CONFIRM, 1)
@@ -102,6 +119,7 @@ MOMENTS = (
     Moment("before", "as the run begins, before anybody is asked", _before, begun=False),
     Moment("in-training", "while the site trains", _training),
     Moment("at-upload", "as the masked update leaves", _upload),
+    Moment("in-upload", "halfway through the masked update's upload", _in_upload, uploading=True),
     Moment("between-phases", "after the masked inputs, before the list is confirmed", _between),
     # Then the next round asks at once, while the site's processes start again.
     Moment("at-checkpoint", "as the round's checkpoint is written", _checkpoint, hits=2),
@@ -115,6 +133,9 @@ def _kill(target: Target, moment: Moment) -> Callable[[Scene], None]:
         send(pid, signal.SIGKILL)
         scene.mark()
         wait_for(f"the end of {target.words}", lambda: not is_alive(pid))
+        if moment.uploading:
+            assert scene.deployment.is_uploading(scene.victim), "the upload was over already"
+        scene.victim.route.bytes_per_second = 0
 
     return act
 
@@ -122,6 +143,9 @@ def _kill(target: Target, moment: Moment) -> Callable[[Scene], None]:
 def _killed() -> Iterator[Scenario]:
     for target in TARGETS:
         for moment in MOMENTS:
+            if moment.uploading and target.name == "runner":
+                # It has handed the update over by then.
+                continue
             yield Scenario(
                 f"{target.name}-killed-{moment.name}",
                 f"SIGKILL of {target.words}",
@@ -178,6 +202,7 @@ KILLS = (
         _cut_power_at_coordinator,
         rounds=2,
         deadline_seconds=_UNHURRIED_SECONDS,
+        said=(Said("coordinator", "was interrupted and is resumed"),),
     ),
     Scenario(
         "power-cut-at-site",
@@ -187,5 +212,6 @@ KILLS = (
         _cut_power_at_site,
         rounds=2,
         cohorts={1: {2, 3}},
+        said=(Said("coordinator", "is given up, nothing was revealed by it"),),
     ),
 )

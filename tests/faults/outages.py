@@ -6,6 +6,7 @@ import datetime
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -114,13 +115,13 @@ def _slow_way(scene: Scene) -> None:
     scene.victim.route.bytes_per_second = 0
 
 
-def _wrong_clock(scene: Scene) -> None:
+def _wrong_clock(scene: Scene, ahead_seconds: int) -> None:
     victim = scene.victim
     victim.end()
     library = scene.deployment.folder / "shifted_clock.so"
     words = [_COMPILER, "-shared", "-fPIC", "-o", str(library), str(_SHIFTED_CLOCK), "-ldl"]
     subprocess.run(words, check=True)
-    victim.start(LD_PRELOAD=str(library), FOEDUS_CLOCK_AHEAD=str(_HOUR_SECONDS))
+    victim.start(LD_PRELOAD=str(library), FOEDUS_CLOCK_AHEAD=str(ahead_seconds))
     wait_for("the site to see why", lambda: scene.was_said(scene.scenario.said[0]))
     scene.begin()
     scene.after_round(1)
@@ -231,10 +232,20 @@ OUTAGES = (
         "a site's clock is an hour ahead, and then set right",
         "before the run until after round 1",
         "rounds without the site, which is told why; with all three after that",
-        _wrong_clock,
+        partial(_wrong_clock, ahead_seconds=_HOUR_SECONDS),
         cohorts=_LATER,
         needs=_no_compiler,
         said=(Said("site", "ahead of the coordinator's, so it refuses"),),
+    ),
+    Scenario(
+        "clock-an-hour-behind",
+        "a site's clock is an hour behind, and then set right",
+        "before the run until after round 1",
+        "rounds without the site, which is told why; with all three after that",
+        partial(_wrong_clock, ahead_seconds=-_HOUR_SECONDS),
+        cohorts=_LATER,
+        needs=_no_compiler,
+        said=(Said("site", "behind the coordinator's, so it refuses"),),
     ),
     Scenario(
         "expired-certificate",

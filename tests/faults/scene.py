@@ -22,6 +22,8 @@ from tests.faults.processes import PATIENCE_SECONDS, wait_for
 
 # A run may wait for a lost site until a phase's deadline in several attempts of a round.
 _RUN_SECONDS = 2 * PATIENCE_SECONDS
+# How a row says that its run has neither secure aggregation nor private training.
+PLAIN_RUN = "a plain run"
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Scene:
     def receipts(self, site: SiteAtWork) -> list[Receipt]:
         """What left a site, or was reserved there, since the scene began; unverified."""
         lines = AppendOnlyLines(_receipts_file(site))
-        found = lines.lines(self._receipts_before[site.name], unfinished=False)
+        found = lines.lines(self._receipts_before[site.name])
         return [Receipt(**json.loads(line)) for line in found]
 
     def outcome(self) -> Outcome:
@@ -191,7 +193,11 @@ class Scene:
 
     def was_said(self, said: Said) -> bool:
         """True where the words appear in what was written since the scene began."""
-        return any(said.text in text for text in self._texts(said.where))
+        return self.times_said(said) > 0
+
+    def times_said(self, said: Said) -> int:
+        """How often they appear there."""
+        return sum(text.count(said.text) for text in self._texts(said.where))
 
     def _recovery_seconds(self) -> float | None:
         if self._marked is None:

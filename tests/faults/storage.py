@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
 from server.app import checkpoint_folder
 from server.runs.folder import RunStatus
 from tests.faults.deployment import Deployment
-from tests.faults.scene import Said, Scenario, Scene
+from tests.faults.disk import moved_to_small_disk
+from tests.faults.processes import wait_for
+from tests.faults.scene import PLAIN_RUN, Said, Scenario, Scene
 
 _ALL = "every round with all three sites"
 _WITHOUT = "rounds without it; with all three once it is put right"
 _LATER = {1: {2}, 2: {2, 3}}
 _PLAIN = ("federation.evaluate_every=0",)
+_FULL = Said("coordinator", "database or disk is full")
+_FULL_SECONDS = 5.0
 
 
 def _no_disk(deployment: Deployment) -> str:
@@ -43,6 +48,32 @@ def _full_at_coordinator(scene: Scene) -> None:
     finally:
         disk.make_room()
     scene.mark()
+
+
+def _full_beside_superlink(scene: Scene) -> None:
+    """SuperLink's database and the coordinator's logs; it is moved there and back."""
+    coordinator = scene.coordinator
+    coordinator.end()
+    with moved_to_small_disk(coordinator.folder.state) as disk:
+        scene.deployment.make_whole()
+        scene.begin()
+        scene.at_training(1)
+        _empty_write_ahead_log(coordinator.folder.database)
+        disk.fill()
+        try:
+            wait_for("what is said", lambda: scene.was_said(_FULL))
+            time.sleep(_FULL_SECONDS)
+        finally:
+            disk.make_room()
+        scene.mark()
+        scene.wait_for_end()
+        coordinator.end()
+
+
+def _empty_write_ahead_log(database: Path) -> None:
+    """Else SQLite goes on for a while in the space that it has there already."""
+    with closing(sqlite3.connect(database, timeout=30.0)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _damaged_checkpoint(scene: Scene) -> None:
@@ -162,9 +193,23 @@ STORAGE = (
         needs=_no_disk,
     ),
     Scenario(
+        "disk-full-at-coordinator-state",
+        "the disk with the coordinator's `state/` is full until this is in its log and "
+        f"{_FULL_SECONDS:.0f} s longer",
+        "while the sites train",
+        "the coordinator says so; the round at hand may lack sites or be lost, as replies are "
+        "refused; once there is room, it goes on by itself, with all three",
+        _full_beside_superlink,
+        rounds=3,
+        cohorts={1: {0, 2, 3}, 2: {2, 3}},
+        lost_rounds=frozenset({1}),
+        said=(_FULL,),
+        needs=_no_disk,
+    ),
+    Scenario(
         "damaged-checkpoint",
         "a byte of the newest checkpoint is turned over; `foedus server resume`",
-        "the run is stopped in round 3",
+        f"the run is stopped in round 3; {PLAIN_RUN}",
         "the one before is used; rounds after it are trained, and paid for, again; every round is "
         "there with all three sites",
         _damaged_checkpoint,
@@ -186,7 +231,7 @@ STORAGE = (
     Scenario(
         "every-checkpoint-damaged",
         "a byte of each checkpoint is turned over; they are restored; `foedus server resume`",
-        "the run is stopped after round 1",
+        f"the run is stopped after round 1; {PLAIN_RUN}",
         "the run does not start anew by itself, and says why; restored, every round is there",
         _every_checkpoint_damaged,
         rounds=2,

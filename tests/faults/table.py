@@ -13,15 +13,20 @@ SCENARIOS: tuple[Scenario, ...] = (*KILLS, *OUTAGES, *STORAGE, *HOSTILITY)
 # Kin of others on the list, left to `make faults`: with them `make test` takes over an hour.
 THOROUGH = frozenset(
     {
+        "gateway-killed-before",
         "gateway-killed-at-upload",
         "gateway-killed-at-checkpoint",
         "serverapp-killed-before",
         "serverapp-killed-at-upload",
+        "serverapp-killed-in-upload",
+        "supernode-killed-before",
         "supernode-killed-at-upload",
         "runner-killed-before",
+        "runner-killed-at-upload",
         "slow-site",
         "network-cut-short",
         "connections-reset",
+        "clock-an-hour-behind",
         "damaged-checkpoint",
         "every-checkpoint-damaged",
     }

@@ -72,6 +72,29 @@ def test_a_slowed_way_passes_everything_in_order(route: Route) -> None:
         while len(got) < len(sent):
             got += near.recv(65536)
     assert got == sent
+    assert route.bytes_up == len(sent)
+
+
+def test_where_answers_are_cut_what_is_sent_still_arrives(route: Route) -> None:
+    with connected(route) as near:
+        route.cut_answers()
+        near.sendall(b"question")
+        near.settimeout(_SHORT_SECONDS)
+        with pytest.raises(TimeoutError):
+            near.recv(16)
+        assert route.bytes_up == len(b"question")
+        near.settimeout(5.0)
+        route.heal()
+        assert near.recv(16) == b"question"
+
+
+def test_a_slowed_way_that_is_cut_has_passed_on_a_part(route: Route) -> None:
+    route.bytes_per_second = 4_000
+    with connected(route) as near:
+        near.sendall(bytes(80_000))
+        assert near.recv(16)
+        route.cut()
+        assert 0 < route.bytes_up < 80_000
 
 
 def test_connections_that_are_broken_off_end_at_both_ends(route: Route) -> None:
