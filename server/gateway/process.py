@@ -19,6 +19,7 @@ from protocol.errors import FoedusError
 from server.consortium.folder import ConsortiumFolder
 from server.consortium.settings import ConsortiumSettings
 from server.gateway.belongings import Belongings, Database
+from server.gateway.database_trouble import DatabaseTrouble
 from server.gateway.event_log import configure_logging, keep_output
 from server.gateway.false_announcements import FalseAnnouncements
 from server.gateway.fleet_rules import FleetRules
@@ -108,8 +109,9 @@ async def _serve(
         uploads.begun(*open_upload)
     roster = RosterWatch(folder, Runs(folder, settings).control)
     gate = NodeGate(roster.admits, state.get_node_id_by_public_key, opened_at)
+    asked = DatabaseTrouble(superlink)
     guard = Guard(
-        superlink,
+        asked,
         gate,
         FleetRules(
             belongings,
@@ -127,7 +129,7 @@ async def _serve(
     )
     health = HealthApp(folder, database, roster, metrics)
     announcements = FalseAnnouncements(database, removal)
-    watch = RunWatch(superlink, board, unread, uploads, whole, announcements)
+    watch = RunWatch(asked, board, unread, uploads, whole, announcements)
     apps = Apps(watch, guard, health)
     hosting = Hosting(folder, passphrase, sockets, apps, limits, metrics)
     metrics.gauge("held_polls", "SuperNodes waiting for a message", lambda: board.held)
