@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from contextvars import ContextVar
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from server.lasting_problems import LastingProblems
 
 log = logging.getLogger("foedus.gateway")
 
@@ -29,7 +28,8 @@ _PASSING = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
-_ABOUT = "SuperLink's database does not answer, so it is asked again"
+# Questions that only read are answered meanwhile, so that no single answer shows that it is over.
+_SILENT_SECONDS = 60.0
 # Of the request at hand, also in the threads that work for it.
 _troubles: ContextVar[list[str]] = ContextVar("troubles")
 
@@ -39,7 +39,7 @@ class DatabaseTrouble:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._problems = LastingProblems(log)
+        self._silent_until = 0.0
         event.listen(Engine, "handle_error", _hear)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,10 +49,8 @@ class DatabaseTrouble:
         async def send_or_postpone(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] == 500 and troubles:
-                    self._problems.tell(_ABOUT, troubles[0])
+                    self._tell(troubles[0])
                     message = {**message, "status": 503}
-                elif message["status"] == 200:
-                    self._problems.over(_ABOUT)
             await send(message)
 
         before = _troubles.set(troubles)
@@ -60,6 +58,12 @@ class DatabaseTrouble:
             await self._app(scope, receive, send_or_postpone)
         finally:
             _troubles.reset(before)
+
+    def _tell(self, trouble: str) -> None:
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + _SILENT_SECONDS
+            log.error("SuperLink's database does not answer: %s. Who asked asks again.", trouble)
 
 
 def _hear(context: ExceptionContext) -> None:

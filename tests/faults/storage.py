@@ -197,12 +197,11 @@ STORAGE = (
         "the disk with the coordinator's `state/` is full until this is in its log and "
         f"{_FULL_SECONDS:.0f} s longer",
         "while the sites train",
-        "the coordinator says so; the round at hand may lack sites or be lost, as replies are "
-        "refused; once there is room, it goes on by itself, with all three",
+        "the coordinator says so, and who asked it asks again; the round at hand, and the next, "
+        "with at least the two others; then all three",
         _full_beside_superlink,
         rounds=3,
-        cohorts={1: {0, 2, 3}, 2: {2, 3}},
-        lost_rounds=frozenset({1}),
+        cohorts={1: {2, 3}, 2: {2, 3}},
         said=(_FULL,),
         needs=_no_disk,
     ),
