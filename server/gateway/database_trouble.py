@@ -47,10 +47,9 @@ class DatabaseTrouble:
         troubles: list[str] = []
 
         async def send_or_postpone(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if message["status"] == 500 and troubles:
-                    self._tell(troubles[0])
-                    message = {**message, "status": 503}
+            if message["type"] == "http.response.start" and message["status"] == 500 and troubles:
+                self._tell(troubles[0])
+                message = {**message, "status": 503}
             await send(message)
 
         before = _troubles.set(troubles)
