@@ -10,7 +10,7 @@ from tests.faults.storage import STORAGE
 
 SCENARIOS: tuple[Scenario, ...] = (*KILLS, *OUTAGES, *STORAGE, *HOSTILITY)
 
-# Kin of others on the list, left to `make faults`: with them `make test` takes over an hour.
+# Kin of others on the list, left to `make faults`: `make test` takes over an hour without them.
 THOROUGH = frozenset(
     {
         "gateway-killed-before",
